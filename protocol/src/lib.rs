@@ -1,1 +1,6 @@
 //! Under construction.
+
+pub mod id;
+pub mod message;
+pub mod operations;
+pub mod record;
