@@ -150,7 +150,10 @@ impl TransactionId {
     /// Log identity and node.
     #[must_use]
     pub fn prefix(self) -> Prefix {
-        Prefix { identity: self.identity(), node: self.node() }
+        Prefix {
+            identity: self.identity(),
+            node: self.node(),
+        }
     }
 
     /// The life of the coordinator in which the id was drawn.
@@ -179,9 +182,12 @@ impl TransactionId {
     /// When version or variant are not those of a UUID version 8.
     pub fn from_bytes(bytes: [u8; 16]) -> Result<Self, InvalidId> {
         let bits = u128::from_be_bytes(bytes);
-        let uuid_version_8 =
-            bits & (0xf << 76) == VERSION && bits & (0b11_u128 << 62) == VARIANT;
-        if uuid_version_8 { Ok(Self(bits)) } else { Err(InvalidId::Version) }
+        let uuid_version_8 = bits & (0xf << 76) == VERSION && bits & (0b11_u128 << 62) == VARIANT;
+        if uuid_version_8 {
+            Ok(Self(bits))
+        } else {
+            Err(InvalidId::Version)
+        }
     }
 }
 
@@ -228,7 +234,11 @@ impl FromStr for TransactionId {
 impl Serialize for TransactionId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut buffer = uuid::Uuid::encode_buffer();
-        serializer.serialize_str(uuid::Uuid::from_u128(self.0).hyphenated().encode_lower(&mut buffer))
+        serializer.serialize_str(
+            uuid::Uuid::from_u128(self.0)
+                .hyphenated()
+                .encode_lower(&mut buffer),
+        )
     }
 }
 
@@ -275,7 +285,9 @@ impl fmt::Debug for ParticipantName {
 
 /// A text that names no participant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a participant's name is 1 to 63 characters, lower-case letters, digits and hyphens, and begins with a letter")]
+#[error(
+    "a participant's name is 1 to 63 characters, lower-case letters, digits and hyphens, and begins with a letter"
+)]
 pub struct InvalidParticipantName;
 
 impl FromStr for ParticipantName {
@@ -321,7 +333,10 @@ mod tests {
 
     fn id(identity: u32, node: u16, epoch: u32, sequence: u64) -> TransactionId {
         TransactionId::new(
-            Prefix { identity: LogIdentity(identity), node: Node(node) },
+            Prefix {
+                identity: LogIdentity(identity),
+                node: Node(node),
+            },
             Epoch::new(epoch).unwrap(),
             Sequence::new(sequence).unwrap(),
         )
@@ -331,7 +346,12 @@ mod tests {
     fn an_id_gives_back_what_it_was_made_of() {
         for (identity, node, epoch, sequence) in [
             (0, 0, 0, 0),
-            (u32::MAX, u16::MAX, Epoch::MAX.number(), Sequence::MAX.number()),
+            (
+                u32::MAX,
+                u16::MAX,
+                Epoch::MAX.number(),
+                Sequence::MAX.number(),
+            ),
             (0xdead_beef, 7, 0x2aaa_aaaa, 0x0555_5555_5555),
             (1, 1, 1, 1 << 43),
         ] {
@@ -380,13 +400,28 @@ mod tests {
             format!("{}ä", &good[..34]),
         ];
         for text in refused {
-            assert_eq!(text.parse::<TransactionId>(), Err(InvalidId::Form), "{text:?}");
+            assert_eq!(
+                text.parse::<TransactionId>(),
+                Err(InvalidId::Form),
+                "{text:?}"
+            );
         }
-        for version_or_variant in [(14, '4'), (14, '7'), (14, '0'), (19, '0'), (19, 'c'), (19, 'f')] {
+        for version_or_variant in [
+            (14, '4'),
+            (14, '7'),
+            (14, '0'),
+            (19, '0'),
+            (19, 'c'),
+            (19, 'f'),
+        ] {
             let mut text = good.clone().into_bytes();
             text[version_or_variant.0] = version_or_variant.1 as u8;
             let text = String::from_utf8(text).unwrap();
-            assert_eq!(text.parse::<TransactionId>(), Err(InvalidId::Version), "{text:?}");
+            assert_eq!(
+                text.parse::<TransactionId>(),
+                Err(InvalidId::Version),
+                "{text:?}"
+            );
         }
     }
 
@@ -402,8 +437,22 @@ mod tests {
         for good in ["a", "east", "a-1", "e-", &"a".repeat(63)] {
             assert_eq!(good.parse::<ParticipantName>().unwrap().as_str(), good);
         }
-        for bad in ["", "1a", "-a", "East", "a_b", "a.b", "ä", "a ", &"a".repeat(64)] {
-            assert_eq!(bad.parse::<ParticipantName>(), Err(InvalidParticipantName), "{bad:?}");
+        for bad in [
+            "",
+            "1a",
+            "-a",
+            "East",
+            "a_b",
+            "a.b",
+            "ä",
+            "a ",
+            &"a".repeat(64),
+        ] {
+            assert_eq!(
+                bad.parse::<ParticipantName>(),
+                Err(InvalidParticipantName),
+                "{bad:?}"
+            );
         }
     }
 }

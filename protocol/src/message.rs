@@ -13,7 +13,10 @@ pub const REASON_MAX: usize = 1024;
 /// participants; a client's text with U+0000 is refused before it gets here.
 #[must_use]
 pub fn bounded_reason(text: &str) -> String {
-    text.chars().filter(|&c| c != '\0').take(REASON_MAX).collect()
+    text.chars()
+        .filter(|&c| c != '\0')
+        .take(REASON_MAX)
+        .collect()
 }
 
 /// A random value that a participant draws for the database connection or memory that holds a branch's interactive

@@ -22,8 +22,8 @@ impl BodyDigest {
     /// # Errors
     /// When the text is not JSON, or nested deeper than [`DEPTH_MAX`].
     pub fn of_json(text: &str) -> Result<Self, InvalidOperations> {
-        let raw: &RawValue =
-            serde_json::from_str(text).map_err(|error| InvalidOperations::Json(error.to_string()))?;
+        let raw: &RawValue = serde_json::from_str(text)
+            .map_err(|error| InvalidOperations::Json(error.to_string()))?;
         let mut canonical = String::with_capacity(text.len());
         write_canonical(raw, DEPTH_MAX, &mut canonical)?;
         Ok(Self(Sha256::digest(canonical.as_bytes()).into()))
@@ -32,7 +32,9 @@ impl BodyDigest {
 
 impl fmt::Debug for BodyDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0[..4]
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -68,13 +70,19 @@ impl Operations {
         if !text.starts_with('[') {
             return Err(InvalidOperations::NotAnArray);
         }
-        Ok(Self { text: text.into(), digest })
+        Ok(Self {
+            text: text.into(),
+            digest,
+        })
     }
 
     /// No operations: `[]`.
     #[must_use]
     pub fn none() -> Self {
-        Self { text: "[]".into(), digest: BodyDigest(Sha256::digest(b"[]").into()) }
+        Self {
+            text: "[]".into(),
+            digest: BodyDigest(Sha256::digest(b"[]").into()),
+        }
     }
 
     /// The JSON array, to the letter as it was received.
@@ -159,8 +167,8 @@ fn write_canonical(
 }
 
 fn write_string(string: &str, out: &mut String) -> Result<(), InvalidOperations> {
-    let quoted =
-        serde_json::to_string(string).map_err(|error| InvalidOperations::Json(error.to_string()))?;
+    let quoted = serde_json::to_string(string)
+        .map_err(|error| InvalidOperations::Json(error.to_string()))?;
     out.push_str(&quoted);
     Ok(())
 }
@@ -199,10 +207,16 @@ mod tests {
     #[test]
     fn bodies_are_the_same_apart_from_white_space_and_member_order() {
         assert!(same("[]", " [ ]\n"));
-        assert!(same(r#"[{"a":1,"b":[2,3]}]"#, r#"[ { "b" : [2, 3], "a" : 1 } ]"#));
+        assert!(same(
+            r#"[{"a":1,"b":[2,3]}]"#,
+            r#"[ { "b" : [2, 3], "a" : 1 } ]"#
+        ));
         assert!(same(r#"["é\n"]"#, r#"["\u00e9\u000a"]"#));
         assert!(!same("[1,2]", "[2,1]"));
-        assert!(!same(r#"[{"a":null}]"#, "[{}]"), "null is a value inside operations");
+        assert!(
+            !same(r#"[{"a":null}]"#, "[{}]"),
+            "null is a value inside operations"
+        );
         assert!(!same(r#"[{"a":1,"a":2}]"#, r#"[{"a":2,"a":1}]"#));
         assert!(!same(r#"["1"]"#, "[1]"));
         assert!(!same(r#"[{"a":"b\",\"c"}]"#, r#"[{"a":"b","c":""}]"#));
@@ -227,10 +241,16 @@ mod tests {
     #[test]
     fn what_is_no_array_or_too_deep_is_refused() {
         assert_eq!(Operations::parse("{}"), Err(InvalidOperations::NotAnArray));
-        assert!(matches!(Operations::parse("[1"), Err(InvalidOperations::Json(_))));
+        assert!(matches!(
+            Operations::parse("[1"),
+            Err(InvalidOperations::Json(_))
+        ));
         assert!(Operations::parse(&format!("{}{}", "[".repeat(64), "]".repeat(64))).is_ok());
         let brackets = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(Operations::parse(&brackets), Err(InvalidOperations::TooDeep));
+        assert_eq!(
+            Operations::parse(&brackets),
+            Err(InvalidOperations::TooDeep)
+        );
     }
 
     #[test]

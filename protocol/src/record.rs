@@ -123,7 +123,12 @@ impl AbortReason {
     /// A reason that is only a code.
     #[must_use]
     pub fn new(code: AbortCode) -> Self {
-        Self { code, participant: None, detail: None, winner: None }
+        Self {
+            code,
+            participant: None,
+            detail: None,
+            winner: None,
+        }
     }
 }
 
@@ -215,7 +220,10 @@ impl Decision {
 
     /// The branches that take part in the second phase of a commit.
     pub fn updating(&self) -> impl Iterator<Item = &ParticipantName> {
-        self.branches.iter().filter(|(_, part)| **part == Part::Updates).map(|(name, _)| name)
+        self.branches
+            .iter()
+            .filter(|(_, part)| **part == Part::Updates)
+            .map(|(name, _)| name)
     }
 
     /// Whether nothing is owed any more once this is decided: an abort, or a commit that no branch has to be told.

@@ -1,0 +1,237 @@
+//! What the coordinator serves (`wire.md` section 1).
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::Timestamp;
+use crate::{
+    coordinator::{BranchPhase, TransactionState},
+    id::{ParticipantName, TransactionId},
+    message::{Inform, Session},
+    operations::{BodyDigest, InvalidOperations, Operations},
+    record::{AbortReason, Outcome},
+};
+
+/// `POST /v1/transactions`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BeginRequest {
+    /// 1 to 300000; 30000 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// The branches to enlist at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branches: Option<Vec<NamedBranch>>,
+    /// Whether to run the transaction at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<bool>,
+    /// Only with `commit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<Wait>,
+    /// Only with `commit`; 0 to 60000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+    /// The client's labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
+}
+
+impl BeginRequest {
+    /// Equal for requests that may share an idempotency key: compared without `wait` and `wait_ms`, which say how to
+    /// be answered, not what to do (a `null` member is already gone).
+    ///
+    /// # Errors
+    /// When operations are nested too deep; parsed requests are not.
+    pub fn digest(&self) -> Result<BodyDigest, InvalidOperations> {
+        let what_to_do = Self {
+            wait: None,
+            wait_ms: None,
+            ..self.clone()
+        };
+        let text = serde_json::to_string(&what_to_do)
+            .map_err(|error| InvalidOperations::Json(error.to_string()))?;
+        BodyDigest::of_json(&text)
+    }
+}
+
+/// One of the branches of a [`BeginRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedBranch {
+    /// The participant.
+    pub participant: ParticipantName,
+    /// Its operations; none where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations: Option<Operations>,
+}
+
+/// At most 16 labels, keys `[a-z0-9._-]{1,63}`, values up to 256 characters without U+0000.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Labels(pub BTreeMap<String, String>);
+
+/// Labels of one transaction, at most.
+const LABELS_MAX: usize = 16;
+/// Characters of a label's value, at most.
+const LABEL_VALUE_MAX: usize = 256;
+
+impl<'de> Deserialize<'de> for Labels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Labels;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of labels")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Labels, A::Error> {
+                let mut labels = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry::<String, Option<String>>()? {
+                    let Some(value) = value else { continue };
+                    check_label(&key, &value).map_err(de::Error::custom)?;
+                    if labels.insert(key.clone(), value).is_some() {
+                        return Err(de::Error::custom(format!("label {key:?} is given twice")));
+                    }
+                    if labels.len() > LABELS_MAX {
+                        return Err(de::Error::custom(format!("more than {LABELS_MAX} labels")));
+                    }
+                }
+                Ok(Labels(labels))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+fn check_label(key: &str, value: &str) -> Result<(), String> {
+    let key_allowed = (1..=63).contains(&key.len())
+        && key.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte)
+        });
+    if !key_allowed {
+        return Err(format!(
+            "label key {key:?} does not match [a-z0-9._-]{{1,63}}"
+        ));
+    }
+    if value.chars().count() > LABEL_VALUE_MAX {
+        return Err(format!(
+            "label {key:?} is longer than {LABEL_VALUE_MAX} characters"
+        ));
+    }
+    if value.contains('\0') {
+        return Err(format!("label {key:?} holds U+0000, which is refused"));
+    }
+    Ok(())
+}
+
+/// Until when an answer is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// Until the decision is durable.
+    #[default]
+    Decided,
+    /// Until every updating branch acknowledged.
+    Applied,
+    /// Not at all.
+    None,
+}
+
+/// `POST /v1/transactions/{id}/branches`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnlistRequest {
+    /// The participant.
+    pub participant: ParticipantName,
+    /// Its operations; none where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations: Option<Operations>,
+    /// Set by participants that enlist themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Session>,
+}
+
+/// The 201 or 200 of an enlist: the branch, and what is left until the deadline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnlistAnswer {
+    /// The branch.
+    #[serde(flatten)]
+    pub branch: BranchView,
+    /// Until the deadline, by the coordinator's monotonic clock.
+    pub remaining_ms: u64,
+}
+
+/// `POST /v1/transactions/{id}/commit`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommitRequest {
+    /// `decided` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<Wait>,
+    /// 0 to 60000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+}
+
+/// `POST /v1/transactions/{id}/abort`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AbortRequest {
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// 0 to 60000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+}
+
+/// A transaction, as `GET /v1/transactions/{id}` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionView {
+    /// The transaction.
+    pub id: TransactionId,
+    /// Where it stands.
+    pub state: TransactionState,
+    /// Once decided and, with an idempotency key, durable.
+    pub outcome: Option<Outcome>,
+    /// Of an abort.
+    pub reason: Option<AbortReason>,
+    /// The client's key.
+    pub idempotency_key: Option<String>,
+    /// The client's labels.
+    pub labels: BTreeMap<String, String>,
+    /// When it began; null for an id without a record.
+    pub created_at: Option<Timestamp>,
+    /// When it aborts if it is undecided.
+    pub deadline: Option<Timestamp>,
+    /// When it was decided.
+    pub decided_at: Option<Timestamp>,
+    /// When nothing was owed any more.
+    pub finished_at: Option<Timestamp>,
+    /// Its branches, by name.
+    pub branches: Vec<BranchView>,
+}
+
+/// One branch of a [`TransactionView`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchView {
+    /// The participant.
+    pub participant: ParticipantName,
+    /// Where the branch stands.
+    pub state: BranchPhase,
+    /// Calls of the branch's present phase.
+    pub attempts: u32,
+    /// How the last of them ended, where it was no answer.
+    pub last_error: Option<String>,
+}
+
+/// `GET /v1/transactions/{id}/outcome`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutcomeAnswer {
+    /// The echo, as the branch named it.
+    pub transaction: String,
+    /// The echo, as the branch named it.
+    pub participant: String,
+    /// The answer.
+    pub outcome: Inform,
+}

@@ -1,0 +1,22 @@
+//! The JSON bodies of the HTTP contracts as types, once, for coordinator, participants and clients.
+//!
+//! Member names and codes are the contract, version 1. What the coordinator is sent refuses unknown members; what
+//! participants and clients are sent ignores them. A `null` member of ours is the same as an absent one.
+//! Answers are read by pure functions ([`read_reply`], [`read_inquiry`]): that an empty 200 is no vote is a rule of
+//! the protocol, not a habit of an HTTP client.
+
+mod coordinator;
+mod participant;
+mod problem;
+mod timestamp;
+
+pub use coordinator::{
+    AbortRequest, BeginRequest, BranchView, CommitRequest, EnlistAnswer, EnlistRequest, Labels,
+    NamedBranch, OutcomeAnswer, TransactionView, Wait,
+};
+pub use participant::{
+    BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe, HttpAnswer, InquiryAnswer,
+    PrepareRequest, VoteAnswer, VoteWord, read_inquiry, read_reply, vote_answer,
+};
+pub use problem::{PROBLEM_JSON, Problem, problem_type};
+pub use timestamp::Timestamp;

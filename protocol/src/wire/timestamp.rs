@@ -1,0 +1,125 @@
+//! Times on the wire: RFC 3339 in UTC, milliseconds, for people.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::record::WallMillis;
+
+const DAY_MS: i64 = 86_400_000;
+
+/// A [`WallMillis`] that reads and prints as `2026-11-21T13:30:20.123Z`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub WallMillis);
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.0;
+        let (year, month, day) = civil_from_days(millis.div_euclid(DAY_MS));
+        let of_day = millis.rem_euclid(DAY_MS);
+        let (hour, minute) = (of_day / 3_600_000, of_day / 60_000 % 60);
+        let (second, milli) = (of_day / 1_000 % 60, of_day % 1_000);
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"
+        )
+    }
+}
+
+impl std::str::FromStr for Timestamp {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "not a time of the form 2026-11-21T13:30:20.123Z";
+        let number = |from: usize, to: usize| -> Result<i64, &'static str> {
+            let digits = text
+                .get(from..to)
+                .filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+            digits.and_then(|digits| digits.parse().ok()).ok_or(FORM)
+        };
+        let separators = [
+            (4, b'-'),
+            (7, b'-'),
+            (10, b'T'),
+            (13, b':'),
+            (16, b':'),
+            (19, b'.'),
+            (23, b'Z'),
+        ];
+        let separated = text.len() == 24
+            && separators
+                .iter()
+                .all(|&(at, byte)| text.as_bytes().get(at) == Some(&byte));
+        if !separated {
+            return Err(FORM);
+        }
+        let days = days_from_civil(number(0, 4)?, number(5, 7)?, number(8, 10)?);
+        let seconds = (number(11, 13)? * 60 + number(14, 16)?) * 60 + number(17, 19)?;
+        Ok(Self(WallMillis(
+            days * DAY_MS + seconds * 1_000 + number(20, 23)?,
+        )))
+    }
+}
+
+/// Days since 1970-01-01 to year, month, day (Howard Hinnant, "chrono-compatible low-level date algorithms").
+fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// The inverse of [`civil_from_days`].
+fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    let year = year - i64::from(month <= 2);
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let month_from_march = if month > 2 { month - 3 } else { month + 9 };
+    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_print_as_rfc_3339_and_read_back() {
+        for (millis, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (1_795_267_820_123, "2026-11-21T13:30:20.123Z"),
+            (4_107_542_399_999, "2100-02-28T23:59:59.999Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+        ] {
+            let timestamp = Timestamp(WallMillis(millis));
+            assert_eq!(timestamp.to_string(), text);
+            assert_eq!(text.parse(), Ok(timestamp));
+        }
+        assert!("2026-11-21 13:30:20.123Z".parse::<Timestamp>().is_err());
+        assert!("2026-11-21T13:30:2ä.12Z".parse::<Timestamp>().is_err());
+    }
+}
