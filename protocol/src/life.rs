@@ -1,0 +1,571 @@
+//! One life of a coordinator: which ids it issues, whether it may still decide, and what it may say of an id that its
+//! memory does not hold.
+//!
+//! Under presumed abort the absence of a record is an answer, so the whole danger is in who gives it, and when (design
+//! rule 3). [`Life::judge`] is that rule; it is asked only after memory, with a [`Snapshot`] that was read at once.
+//!
+//! | the id | without a record |
+//! |---|---|
+//! | of an epoch that has been fenced | aborted, for ever: every decision write is conditional on the newest epoch |
+//! | of this life, issued | aborted: memory would hold it, were it undecided or its record not durable yet |
+//! | of this life, not issued | nothing is known of it; a participant is told "pending" |
+//! | of another node's live epoch | its owner knows; "pending" |
+//! | of an epoch the log has not seen, of a node without one | the log went back, or somebody made it up; "pending" |
+//! | of a former identity of this log | the lost part of the log may have committed it; "pending" |
+//! | of another log | nothing to do with us: 404 |
+//!
+//! A life ends in one of two ways (rule 11). [`Standing::Fenced`]: somebody else may decide now; the process ends and
+//! says nothing more. [`Standing::WentBack`]: the log has lost what it had promised to keep; the process stays, for a
+//! restart would open the same epoch again, decides nothing, and waits for an operator's `log new-identity`.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    id::{Epoch, LogIdentity, Node, ParticipantName, Prefix, Sequence, TransactionId},
+    message::Inform,
+    record::AbortCode,
+};
+
+/// What a log says of itself, and of the node that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Its identity.
+    pub identity: LogIdentity,
+    /// The identities it had before it was restored from a backup.
+    pub former: Vec<LogIdentity>,
+    /// The node's newest epoch.
+    pub epoch: Option<Epoch>,
+    /// How many decision writes the node's row has seen.
+    pub decisions: u64,
+}
+
+/// What a log says of an id, read in one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whether it holds a record of the id.
+    pub recorded: bool,
+    /// The newest epoch of the id's node.
+    pub epoch: Option<Epoch>,
+    /// The log's identity.
+    pub identity: LogIdentity,
+    /// The identities it had before.
+    pub former: Vec<LogIdentity>,
+    /// Every id of this id's prefix up to here, without a record, was forgotten (rule 14).
+    pub forgotten_through: Option<TransactionId>,
+}
+
+/// Whether a life may still decide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It may.
+    Serving,
+    /// A newer life of this node, or a new identity, has taken over: the process ends and says nothing.
+    Fenced(String),
+    /// The log went back: nothing is decided until an operator gives the log a new identity.
+    WentBack(String),
+}
+
+/// What may be said of an id that memory does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// The record answers, at any age.
+    Recorded,
+    /// Aborted for certain.
+    Aborted(AbortCode),
+    /// It had a record, and the retention is over. A commit is forgotten only after every branch acknowledged it.
+    Forgotten,
+    /// An id of this very life that it has not issued.
+    NeverIssued,
+    /// It lives at another coordinator of this log.
+    OtherNode(Node),
+    /// Another log's.
+    Foreign,
+    /// It may have committed; nobody here can know.
+    Unknown(Unknown),
+    /// The log went back, and what it does not hold it may have lost.
+    LogWentBack,
+    /// This life is fenced, or about to find out: it may not say anything.
+    Silent,
+}
+
+/// Why the outcome of an id is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// Its epoch is newer than the log's: perhaps the log went back (rule 11).
+    NewerEpoch,
+    /// The log knows of no epoch of its node.
+    NodeWithoutEpoch,
+    /// It belongs to an identity that the log had before it was restored.
+    FormerIdentity,
+}
+
+impl Judgement {
+    /// What a participant that inquires is told; a [`Judgement::Recorded`] is answered from the record instead. `None`
+    /// where it is told nothing: 404 for another log's id, 503 from a fenced life.
+    #[must_use]
+    pub fn inform(self) -> Option<Inform> {
+        match self {
+            Self::Aborted(_) | Self::Forgotten => Some(Inform::Aborted),
+            Self::Recorded
+            | Self::NeverIssued
+            | Self::OtherNode(_)
+            | Self::Unknown(_)
+            | Self::LogWentBack => Some(Inform::Pending),
+            Self::Foreign | Self::Silent => None,
+        }
+    }
+}
+
+/// One life of a coordinator's node.
+#[derive(Clone, Debug)]
+pub struct Life {
+    prefix: Prefix,
+    epoch: Epoch,
+    first: Sequence,
+    /// `None` when the epoch's numbers are used up.
+    next: Option<Sequence>,
+    /// The decision counter that the last clear decision write returned.
+    decisions: u64,
+    standing: Standing,
+    refused_below_low_water: BTreeSet<ParticipantName>,
+}
+
+impl Life {
+    /// A life that begins with an epoch just opened; `random` gives its first sequence number.
+    #[must_use]
+    pub fn begin(prefix: Prefix, epoch: Epoch, decisions: u64, random: u64) -> Self {
+        let first = Sequence::start(random);
+        Self {
+            prefix,
+            epoch,
+            first,
+            next: Some(first),
+            decisions,
+            standing: Standing::Serving,
+            refused_below_low_water: BTreeSet::new(),
+        }
+    }
+
+    /// Log identity and node of the ids it issues.
+    #[must_use]
+    pub fn prefix(&self) -> Prefix {
+        self.prefix
+    }
+
+    /// Its epoch.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether it may still decide.
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// What a decision write expects the log's counter to be at least.
+    #[must_use]
+    pub fn decisions(&self) -> u64 {
+        self.decisions
+    }
+
+    /// The next id. `None` where it may not begin anything: it has ended, or used up its epoch's 2^43 numbers.
+    pub fn issue(&mut self) -> Option<TransactionId> {
+        if self.standing != Standing::Serving {
+            return None;
+        }
+        let sequence = self.next?;
+        self.next = sequence.next();
+        Some(TransactionId::new(self.prefix, self.epoch, sequence))
+    }
+
+    fn has_issued(&self, id: TransactionId) -> bool {
+        id.prefix() == self.prefix
+            && id.epoch() == self.epoch
+            && id.sequence() >= self.first
+            && self.next.is_none_or(|next| id.sequence() < next)
+    }
+
+    /// A decision write returned clearly: the log's counter may not fall below this any more.
+    pub fn decided(&mut self, decisions: u64) {
+        self.decisions = self.decisions.max(decisions);
+    }
+
+    /// Compares what the log says of itself with this life.
+    pub fn observe(&mut self, head: &Head) {
+        if head.identity != self.prefix.identity {
+            if head.former.contains(&self.prefix.identity) {
+                self.end(Standing::Fenced(format!(
+                    "the log was given the new identity {}; this life's is {}",
+                    head.identity, self.prefix.identity
+                )));
+            } else {
+                self.end(Standing::WentBack(format!(
+                    "the log's identity is {}, and it does not know this life's, {}",
+                    head.identity, self.prefix.identity
+                )));
+            }
+            return;
+        }
+        let node = self.prefix.node;
+        match head.epoch {
+            Some(epoch) if epoch > self.epoch => self.end(Standing::Fenced(format!(
+                "epoch {epoch} of node {node} was opened; this life's is {}",
+                self.epoch
+            ))),
+            Some(epoch) if epoch == self.epoch => {
+                if head.decisions < self.decisions {
+                    self.end(Standing::WentBack(format!(
+                        "the log has counted {} decision writes of node {node}, and this life {}",
+                        head.decisions, self.decisions
+                    )));
+                }
+            }
+            Some(epoch) => self.end(Standing::WentBack(format!(
+                "the log's epoch of node {node} is {epoch}; this life's is {}",
+                self.epoch
+            ))),
+            None => self.end(Standing::WentBack(format!(
+                "the log has no epoch of node {node}; this life's is {}",
+                self.epoch
+            ))),
+        }
+    }
+
+    /// A participant refused a live prepare as below its low-water mark, which came from this log once. Two different
+    /// ones (or the only one) saying so mean that the log went back; a single one may be wrong itself.
+    pub fn refused_below_low_water(&mut self, participant: ParticipantName, registered: usize) {
+        self.refused_below_low_water.insert(participant);
+        if self.refused_below_low_water.len() >= registered.clamp(1, 2) {
+            self.end(Standing::WentBack(
+                "participants have low-water marks above ids that this life issues".to_owned(),
+            ));
+        }
+    }
+
+    fn end(&mut self, standing: Standing) {
+        // Fenced wins: an operator has acted, or somebody else serves. From there nothing leads back.
+        if !matches!(self.standing, Standing::Fenced(_)) {
+            self.standing = standing;
+        }
+    }
+
+    /// What may be said of `id`, which is not in memory.
+    #[must_use]
+    pub fn judge(&self, id: TransactionId, snapshot: &Snapshot) -> Judgement {
+        if matches!(self.standing, Standing::Fenced(_)) {
+            return Judgement::Silent;
+        }
+        let of_this_log =
+            id.identity() == snapshot.identity || snapshot.former.contains(&id.identity());
+        if snapshot.recorded {
+            return Judgement::Recorded;
+        }
+        if !of_this_log {
+            return if id.identity() == self.prefix.identity {
+                // The log does not know the identity this life began with.
+                Judgement::LogWentBack
+            } else {
+                Judgement::Foreign
+            };
+        }
+        if matches!(self.standing, Standing::WentBack(_)) {
+            return Judgement::LogWentBack;
+        }
+        if snapshot.identity != self.prefix.identity {
+            // Given a new identity, or gone back to an older one: `observe` will say which.
+            return Judgement::Silent;
+        }
+        if snapshot
+            .forgotten_through
+            .is_some_and(|mark| id <= mark && id.prefix() == mark.prefix())
+        {
+            return Judgement::Forgotten;
+        }
+        if id.identity() != snapshot.identity {
+            return Judgement::Unknown(Unknown::FormerIdentity);
+        }
+        self.judge_by_epoch(id, snapshot.epoch)
+    }
+
+    fn judge_by_epoch(&self, id: TransactionId, newest: Option<Epoch>) -> Judgement {
+        let mine = id.node() == self.prefix.node;
+        let Some(newest) = newest else {
+            return if mine {
+                Judgement::LogWentBack
+            } else {
+                Judgement::Unknown(Unknown::NodeWithoutEpoch)
+            };
+        };
+        if mine && newest > self.epoch {
+            return Judgement::Silent;
+        }
+        if mine && newest < self.epoch {
+            return Judgement::LogWentBack;
+        }
+        if id.epoch() < newest {
+            Judgement::Aborted(AbortCode::CoordinatorRestarted)
+        } else if id.epoch() > newest {
+            Judgement::Unknown(Unknown::NewerEpoch)
+        } else if !mine {
+            Judgement::OtherNode(id.node())
+        } else if self.has_issued(id) {
+            Judgement::Aborted(AbortCode::Unrecorded)
+        } else {
+            Judgement::NeverIssued
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: LogIdentity = LogIdentity(7);
+    const BEFORE: LogIdentity = LogIdentity(6);
+    const ELSEWHERE: LogIdentity = LogIdentity(5);
+
+    fn epoch(number: u32) -> Epoch {
+        Epoch::new(number).unwrap()
+    }
+
+    fn prefix(identity: LogIdentity, node: u16) -> Prefix {
+        Prefix {
+            identity,
+            node: Node(node),
+        }
+    }
+
+    /// Node 1, epoch 3, sequences from 100 on.
+    fn life() -> Life {
+        Life::begin(prefix(HERE, 1), epoch(3), 10, 100 << 21)
+    }
+
+    fn id(identity: LogIdentity, node: u16, of_epoch: u32, sequence: u64) -> TransactionId {
+        TransactionId::new(
+            prefix(identity, node),
+            epoch(of_epoch),
+            Sequence::new(sequence).unwrap(),
+        )
+    }
+
+    fn absent(newest: Option<u32>) -> Snapshot {
+        Snapshot {
+            recorded: false,
+            epoch: newest.map(epoch),
+            identity: HERE,
+            former: vec![BEFORE],
+            forgotten_through: None,
+        }
+    }
+
+    fn head(newest: Option<u32>, decisions: u64) -> Head {
+        Head {
+            identity: HERE,
+            former: vec![BEFORE],
+            epoch: newest.map(epoch),
+            decisions,
+        }
+    }
+
+    #[test]
+    fn only_who_can_know_says_aborted_of_an_id_without_a_record() {
+        let mut life = life();
+        let issued = life.issue().unwrap();
+        assert_eq!(issued, id(HERE, 1, 3, 100));
+        let cases = [
+            (
+                issued,
+                Some(3),
+                Judgement::Aborted(AbortCode::Unrecorded),
+                Some(Inform::Aborted),
+            ),
+            (
+                id(HERE, 1, 3, 101),
+                Some(3),
+                Judgement::NeverIssued,
+                Some(Inform::Pending),
+            ),
+            (
+                id(HERE, 1, 3, 99),
+                Some(3),
+                Judgement::NeverIssued,
+                Some(Inform::Pending),
+            ),
+            (
+                id(HERE, 1, 2, 101),
+                Some(3),
+                Judgement::Aborted(AbortCode::CoordinatorRestarted),
+                Some(Inform::Aborted),
+            ),
+            (
+                id(HERE, 1, 4, 1),
+                Some(3),
+                Judgement::Unknown(Unknown::NewerEpoch),
+                Some(Inform::Pending),
+            ),
+            (id(HERE, 1, 3, 100), Some(4), Judgement::Silent, None),
+            (
+                id(HERE, 1, 2, 100),
+                Some(2),
+                Judgement::LogWentBack,
+                Some(Inform::Pending),
+            ),
+            (
+                id(HERE, 1, 2, 100),
+                None,
+                Judgement::LogWentBack,
+                Some(Inform::Pending),
+            ),
+            (
+                id(HERE, 2, 3, 100),
+                Some(3),
+                Judgement::OtherNode(Node(2)),
+                Some(Inform::Pending),
+            ),
+            (
+                id(HERE, 2, 3, 100),
+                Some(4),
+                Judgement::Aborted(AbortCode::CoordinatorRestarted),
+                Some(Inform::Aborted),
+            ),
+            (
+                id(HERE, 2, 3, 100),
+                None,
+                Judgement::Unknown(Unknown::NodeWithoutEpoch),
+                Some(Inform::Pending),
+            ),
+            (
+                id(BEFORE, 1, 1, 1),
+                Some(3),
+                Judgement::Unknown(Unknown::FormerIdentity),
+                Some(Inform::Pending),
+            ),
+            (id(ELSEWHERE, 1, 1, 1), Some(3), Judgement::Foreign, None),
+        ];
+        for (id, newest, judgement, inform) in cases {
+            assert_eq!(
+                life.judge(id, &absent(newest)),
+                judgement,
+                "{id} {newest:?}"
+            );
+            assert_eq!(judgement.inform(), inform, "{judgement:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_answers_whatever_its_id() {
+        let life = life();
+        for id in [
+            id(HERE, 1, 2, 1),
+            id(HERE, 1, 9, 1),
+            id(BEFORE, 1, 1, 1),
+            id(HERE, 8, 1, 1),
+        ] {
+            let snapshot = Snapshot {
+                recorded: true,
+                ..absent(Some(3))
+            };
+            assert_eq!(life.judge(id, &snapshot), Judgement::Recorded);
+        }
+    }
+
+    #[test]
+    fn an_id_up_to_the_forgotten_mark_of_its_prefix_is_forgotten() {
+        let life = life();
+        let mark = id(HERE, 1, 2, 50);
+        let snapshot = Snapshot {
+            forgotten_through: Some(mark),
+            ..absent(Some(3))
+        };
+        assert_eq!(life.judge(mark, &snapshot), Judgement::Forgotten);
+        assert_eq!(Judgement::Forgotten.inform(), Some(Inform::Aborted));
+        let later = life.judge(id(HERE, 1, 2, 51), &snapshot);
+        assert_eq!(later, Judgement::Aborted(AbortCode::CoordinatorRestarted));
+    }
+
+    #[test]
+    fn a_higher_epoch_or_a_new_identity_fences() {
+        let newer = head(Some(4), 10);
+        let renamed = Head {
+            identity: LogIdentity(8),
+            former: vec![HERE],
+            ..head(Some(3), 10)
+        };
+        for head in [newer, renamed] {
+            let mut life = life();
+            life.observe(&head);
+            assert!(matches!(life.standing(), Standing::Fenced(_)), "{head:?}");
+            assert_eq!(life.issue(), None);
+            let recorded = Snapshot {
+                recorded: true,
+                ..absent(Some(4))
+            };
+            assert_eq!(life.judge(id(HERE, 1, 2, 1), &recorded), Judgement::Silent);
+        }
+    }
+
+    #[test]
+    fn a_log_that_lost_what_this_life_saw_went_back() {
+        let stranger = Head {
+            identity: ELSEWHERE,
+            former: vec![],
+            ..head(Some(3), 10)
+        };
+        for head in [
+            head(Some(2), 10),
+            head(None, 10),
+            head(Some(3), 9),
+            stranger,
+        ] {
+            let mut life = life();
+            life.observe(&head);
+            assert!(matches!(life.standing(), Standing::WentBack(_)), "{head:?}");
+            assert_eq!(life.issue(), None, "nothing new begins");
+            let fenced = id(HERE, 1, 2, 1);
+            assert_eq!(life.judge(fenced, &absent(Some(3))), Judgement::LogWentBack);
+            let recorded = Snapshot {
+                recorded: true,
+                ..absent(Some(3))
+            };
+            assert_eq!(life.judge(fenced, &recorded), Judgement::Recorded);
+        }
+        let mut life = life();
+        life.observe(&head(Some(3), 11));
+        assert_eq!(*life.standing(), Standing::Serving);
+        life.decided(12);
+        life.observe(&head(Some(3), 11));
+        assert!(
+            matches!(life.standing(), Standing::WentBack(_)),
+            "a clear write returned 12"
+        );
+    }
+
+    #[test]
+    fn two_participants_below_low_water_mean_that_the_log_went_back_and_one_does_not() {
+        let east: ParticipantName = "east".parse().unwrap();
+        let west: ParticipantName = "west".parse().unwrap();
+        let mut life = life();
+        life.refused_below_low_water(east.clone(), 2);
+        life.refused_below_low_water(east.clone(), 2);
+        assert_eq!(*life.standing(), Standing::Serving);
+        life.refused_below_low_water(west, 2);
+        assert!(matches!(life.standing(), Standing::WentBack(_)));
+        let mut life = self::life();
+        life.refused_below_low_water(east, 1);
+        assert!(
+            matches!(life.standing(), Standing::WentBack(_)),
+            "it is the only one there is"
+        );
+    }
+
+    #[test]
+    fn nothing_leads_back_from_fenced() {
+        let mut life = life();
+        life.observe(&head(Some(4), 10));
+        life.observe(&head(Some(2), 10));
+        life.observe(&head(Some(3), 10));
+        assert!(matches!(life.standing(), Standing::Fenced(_)));
+    }
+}
