@@ -796,6 +796,15 @@ impl Transaction {
                 self.append(decision.clone(), effects);
                 self.tell_abort(decision, true, effects);
             }
+            (State::Deciding { .. }, Standing::Refused(why)) => {
+                // No record, for certain: aborted, as whoever asks after us will read it too.
+                self.tell_abort(self.decision(Verdict::Abort(unwritable(why))), true, effects);
+            }
+            (State::Completing { decision, told: told @ false }, Standing::Refused(why)) => {
+                decision.verdict = Verdict::Abort(unwritable(why));
+                *told = true;
+                self.end_if_nothing_is_owed(effects);
+            }
             (State::Completing { told, .. }, Standing::Proposed) => {
                 *told = true;
                 self.end_if_nothing_is_owed(effects);
@@ -835,7 +844,10 @@ impl Transaction {
                 | State::Preparing
                 | State::Completing { told: true, .. }
                 | State::Ended { .. },
-                Standing::Proposed | Standing::Earlier(_) | Standing::KeyHeldBy(_),
+                Standing::Proposed
+                | Standing::Earlier(_)
+                | Standing::KeyHeldBy(_)
+                | Standing::Refused(_),
             ) => {}
         }
     }
@@ -990,6 +1002,10 @@ fn duplicate_of(winner: TransactionId) -> AbortReason {
         winner: Some(winner),
         ..AbortReason::new(AbortCode::Duplicate)
     }
+}
+
+fn unwritable(why: String) -> AbortReason {
+    AbortReason { detail: Some(bounded_reason(&why)), ..AbortReason::new(AbortCode::Unrecorded) }
 }
 
 fn refusal_reason(participant: ParticipantName, refusal: Refusal) -> AbortReason {

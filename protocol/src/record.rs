@@ -258,4 +258,7 @@ pub enum Standing {
     Earlier(Decision),
     /// Another transaction holds the idempotency key, so this one has no record.
     KeyHeldBy(TransactionId),
+    /// The log clearly would not take this record, whatever it is; its neighbours in the write are not concerned
+    /// (rule 23). The transaction has no record and can never get one.
+    Refused(String),
 }

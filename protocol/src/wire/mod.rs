@@ -9,6 +9,7 @@ mod coordinator;
 mod participant;
 mod problem;
 mod timestamp;
+mod view;
 
 pub use coordinator::{
     AbortRequest, BeginRequest, BranchView, CommitRequest, EnlistAnswer, EnlistRequest, Labels,
@@ -20,3 +21,4 @@ pub use participant::{
 };
 pub use problem::{PROBLEM_JSON, Problem, problem_type};
 pub use timestamp::Timestamp;
+pub use view::Milestones;
