@@ -140,6 +140,9 @@ pub enum Event {
     Forced(Standing),
     /// A write of [`Effect::Append`] or [`Effect::Finish`] has become durable.
     Appended,
+    /// The log went back (rule 11): this life decides nothing any more, the deadline included. What it had decided
+    /// before is still delivered.
+    LogWentBack,
     /// The shell has reached its bound of undelivered aborts and drops this transaction's; the branches will ask.
     AbortsDropped,
 }
@@ -292,6 +295,8 @@ pub struct Transaction {
     state: State,
     /// Unforced writes that are not durable yet. Until then this memory is what answers for the transaction.
     unrecorded: u32,
+    /// Whether nothing is to be decided any more.
+    frozen: bool,
 }
 
 impl Transaction {
@@ -304,6 +309,7 @@ impl Transaction {
             branches: BTreeMap::new(),
             state: State::Active,
             unrecorded: 0,
+            frozen: false,
         }
     }
 
@@ -336,6 +342,7 @@ impl Transaction {
             branches,
             state: State::Preparing,
             unrecorded: 0,
+            frozen: false,
         };
         match decision.verdict {
             Verdict::Commit => recovered.commit(decision, effects),
@@ -411,6 +418,16 @@ impl Transaction {
         })
     }
 
+    /// Whether another transaction holds the idempotency key that this one was begun with: whoever asks by the key is
+    /// answered with that one (rule 21).
+    #[must_use]
+    pub fn lost_its_key(&self) -> bool {
+        self.told().is_some_and(|decision| match &decision.verdict {
+            Verdict::Abort(reason) => reason.code == AbortCode::Duplicate,
+            Verdict::Commit => false,
+        })
+    }
+
     /// What a client sees.
     #[must_use]
     pub fn transaction_state(&self) -> TransactionState {
@@ -477,7 +494,7 @@ impl Transaction {
                 }
             }
             Event::CommitRequested => {
-                if self.state == State::Active {
+                if self.state == State::Active && !self.frozen {
                     self.prepare(effects);
                 }
             }
@@ -503,6 +520,7 @@ impl Transaction {
             },
             Event::Forced(standing) => self.forced(standing, effects),
             Event::Appended => self.unrecorded = self.unrecorded.saturating_sub(1),
+            Event::LogWentBack => self.frozen = true,
             Event::AbortsDropped => {
                 if self.is_delivering_aborts() {
                     self.branches
@@ -577,7 +595,7 @@ impl Transaction {
 
     /// Decides once the votes are in.
     fn count(&mut self, effects: &mut Vec<Effect>) {
-        if self.state != State::Preparing {
+        if self.state != State::Preparing || self.frozen {
             return;
         }
         match tally(self.branches.values().map(|branch| branch.phase)) {
@@ -798,9 +816,19 @@ impl Transaction {
             }
             (State::Deciding { .. }, Standing::Refused(why)) => {
                 // No record, for certain: aborted, as whoever asks after us will read it too.
-                self.tell_abort(self.decision(Verdict::Abort(unwritable(why))), true, effects);
+                self.tell_abort(
+                    self.decision(Verdict::Abort(unwritable(why))),
+                    true,
+                    effects,
+                );
             }
-            (State::Completing { decision, told: told @ false }, Standing::Refused(why)) => {
+            (
+                State::Completing {
+                    decision,
+                    told: told @ false,
+                },
+                Standing::Refused(why),
+            ) => {
                 decision.verdict = Verdict::Abort(unwritable(why));
                 *told = true;
                 self.end_if_nothing_is_owed(effects);
@@ -878,7 +906,7 @@ impl Transaction {
 
     /// Decides abort, where that is still open (rule 12).
     fn abort(&mut self, reason: AbortReason, effects: &mut Vec<Effect>) {
-        if !matches!(self.state, State::Active | State::Preparing) {
+        if !matches!(self.state, State::Active | State::Preparing) || self.frozen {
             return;
         }
         let decision = self.decision(Verdict::Abort(reason));
@@ -1005,7 +1033,10 @@ fn duplicate_of(winner: TransactionId) -> AbortReason {
 }
 
 fn unwritable(why: String) -> AbortReason {
-    AbortReason { detail: Some(bounded_reason(&why)), ..AbortReason::new(AbortCode::Unrecorded) }
+    AbortReason {
+        detail: Some(bounded_reason(&why)),
+        ..AbortReason::new(AbortCode::Unrecorded)
+    }
 }
 
 fn refusal_reason(participant: ParticipantName, refusal: Refusal) -> AbortReason {

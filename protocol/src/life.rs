@@ -18,25 +18,176 @@
 //! says nothing more. [`Standing::WentBack`]: the log has lost what it had promised to keep; the process stays, for a
 //! restart would open the same epoch again, decides nothing, and waits for an operator's `log new-identity`.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use crate::{
+    coordinator::Alarm,
     id::{Epoch, LogIdentity, Node, ParticipantName, Prefix, Sequence, TransactionId},
     message::Inform,
     record::AbortCode,
 };
 
-/// What a log says of itself, and of the node that was asked for.
+/// In whose name a write is made, and what the writer knows of the log. The write happens only if all of it still holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// The writer's node.
+    pub node: Node,
+    /// The life it writes in.
+    pub epoch: Epoch,
+    /// The log it believes to write to.
+    pub identity: LogIdentity,
+    /// The highest decision counter that opening the epoch, or a *clear* decision write, has returned to this life. A log that has a lower one has lost a decision that was told.
+    pub decisions_at_least: u64,
+}
+
+impl fmt::Display for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "epoch {} of node {} under identity {}",
+            self.epoch, self.node, self.identity
+        )
+    }
+}
+
+/// What the log says of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Its identity.
+    /// The log's identity.
     pub identity: LogIdentity,
-    /// The identities it had before it was restored from a backup.
+    /// Identities that this log had before, oldest first.
     pub former: Vec<LogIdentity>,
-    /// The node's newest epoch.
+    /// The node's newest epoch; `None` when it has no row.
     pub epoch: Option<Epoch>,
-    /// How many decision writes the node's row has seen.
+    /// The decision counter of the node's row; 0 without one.
     pub decisions: u64,
+}
+
+impl Head {
+    /// Whether `writer` may still write, by design rule 11. Backends ask it why their conditional write took nothing,
+    /// and coordinators every second, so that both always agree.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub fn check(&self, writer: &Writer) -> Result<(), Shut> {
+        let Writer {
+            node,
+            epoch,
+            identity,
+            decisions_at_least,
+        } = *writer;
+        // Somebody newer rules: this comes first, for it is the one case in which ending the process helps.
+        if let Some(newest) = self.epoch.filter(|newest| *newest > epoch) {
+            return Err(Fence::Epoch {
+                node,
+                epoch,
+                newest,
+            }
+            .into());
+        }
+        if self.former.contains(&identity) {
+            return Err(Fence::Identity {
+                identity,
+                newest: self.identity,
+            }
+            .into());
+        }
+        if self.identity != identity {
+            return Err(Regression::Identity {
+                identity,
+                found: self.identity,
+            }
+            .into());
+        }
+        match self.epoch {
+            None => Err(Regression::NoEpoch { node, epoch }.into()),
+            Some(found) if found < epoch => Err(Regression::Epoch { node, epoch, found }.into()),
+            Some(_) if self.decisions < decisions_at_least => Err(Regression::Decisions {
+                node,
+                decisions_at_least,
+                found: self.decisions,
+            }
+            .into()),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// Why a writer may not write any more (rule 11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shut {
+    /// The process ends.
+    #[error("fenced")]
+    Fenced(#[from] Fence),
+    /// The process stays, and decides nothing more.
+    #[error("the decision log went back")]
+    WentBack(#[from] Regression),
+}
+
+/// How somebody newer rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fence {
+    /// Another life of the node has begun.
+    #[error("node {node} has begun epoch {newest}, and this process is its epoch {epoch}")]
+    Epoch {
+        /// The writer's node.
+        node: Node,
+        /// The writer's epoch.
+        epoch: Epoch,
+        /// The log's.
+        newest: Epoch,
+    },
+    /// An operator gave the log a new identity.
+    #[error("the log has the identity {newest} now, and this process began under {identity}")]
+    Identity {
+        /// The writer's identity, a former one of this log.
+        identity: LogIdentity,
+        /// The log's.
+        newest: LogIdentity,
+    },
+}
+
+/// How a log shows that it went back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Regression {
+    /// The identity is one that does not follow the writer's.
+    #[error("its identity is {found}, which does not know {identity}")]
+    Identity {
+        /// The writer's identity.
+        identity: LogIdentity,
+        /// The log's.
+        found: LogIdentity,
+    },
+    /// The node has no epoch at all.
+    #[error("it does not know node {node}, which had begun epoch {epoch} in it")]
+    NoEpoch {
+        /// The writer's node.
+        node: Node,
+        /// The writer's epoch.
+        epoch: Epoch,
+    },
+    /// The node's epoch is lower than the writer's.
+    #[error("it has epoch {found} of node {node}, which had begun epoch {epoch} in it")]
+    Epoch {
+        /// The writer's node.
+        node: Node,
+        /// The writer's epoch.
+        epoch: Epoch,
+        /// The log's.
+        found: Epoch,
+    },
+    /// Decisions are missing.
+    #[error(
+        "it counts {found} decision writes of node {node}, of which {decisions_at_least} were durable"
+    )]
+    Decisions {
+        /// The writer's node.
+        node: Node,
+        /// What the writer has seen.
+        decisions_at_least: u64,
+        /// The log's.
+        found: u64,
+    },
 }
 
 /// What a log says of an id, read in one snapshot.
@@ -119,13 +270,10 @@ impl Judgement {
 /// One life of a coordinator's node.
 #[derive(Clone, Debug)]
 pub struct Life {
-    prefix: Prefix,
-    epoch: Epoch,
+    writer: Writer,
     first: Sequence,
     /// `None` when the epoch's numbers are used up.
     next: Option<Sequence>,
-    /// The decision counter that the last clear decision write returned.
-    decisions: u64,
     standing: Standing,
     refused_below_low_water: BTreeSet<ParticipantName>,
 }
@@ -133,14 +281,12 @@ pub struct Life {
 impl Life {
     /// A life that begins with an epoch just opened; `random` gives its first sequence number.
     #[must_use]
-    pub fn begin(prefix: Prefix, epoch: Epoch, decisions: u64, random: u64) -> Self {
+    pub fn begin(writer: Writer, random: u64) -> Self {
         let first = Sequence::start(random);
         Self {
-            prefix,
-            epoch,
+            writer,
             first,
             next: Some(first),
-            decisions,
             standing: Standing::Serving,
             refused_below_low_water: BTreeSet::new(),
         }
@@ -149,25 +295,22 @@ impl Life {
     /// Log identity and node of the ids it issues.
     #[must_use]
     pub fn prefix(&self) -> Prefix {
-        self.prefix
+        Prefix {
+            identity: self.writer.identity,
+            node: self.writer.node,
+        }
     }
 
-    /// Its epoch.
+    /// In whose name it writes, with the decision counter that the last clear decision write returned.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
+    pub fn writer(&self) -> Writer {
+        self.writer
     }
 
     /// Whether it may still decide.
     #[must_use]
     pub fn standing(&self) -> &Standing {
         &self.standing
-    }
-
-    /// What a decision write expects the log's counter to be at least.
-    #[must_use]
-    pub fn decisions(&self) -> u64 {
-        self.decisions
     }
 
     /// The next id. `None` where it may not begin anything: it has ended, or used up its epoch's 2^43 numbers.
@@ -177,65 +320,51 @@ impl Life {
         }
         let sequence = self.next?;
         self.next = sequence.next();
-        Some(TransactionId::new(self.prefix, self.epoch, sequence))
+        Some(TransactionId::new(
+            self.prefix(),
+            self.writer.epoch,
+            sequence,
+        ))
     }
 
     fn has_issued(&self, id: TransactionId) -> bool {
-        id.prefix() == self.prefix
-            && id.epoch() == self.epoch
+        id.prefix() == self.prefix()
+            && id.epoch() == self.writer.epoch
             && id.sequence() >= self.first
             && self.next.is_none_or(|next| id.sequence() < next)
     }
 
     /// A decision write returned clearly: the log's counter may not fall below this any more.
     pub fn decided(&mut self, decisions: u64) {
-        self.decisions = self.decisions.max(decisions);
+        self.writer.decisions_at_least = self.writer.decisions_at_least.max(decisions);
     }
 
-    /// Compares what the log says of itself with this life.
-    pub fn observe(&mut self, head: &Head) {
-        if head.identity != self.prefix.identity {
-            if head.former.contains(&self.prefix.identity) {
-                self.end(Standing::Fenced(format!(
-                    "the log was given the new identity {}; this life's is {}",
-                    head.identity, self.prefix.identity
-                )));
-            } else {
-                self.end(Standing::WentBack(format!(
-                    "the log's identity is {}, and it does not know this life's, {}",
-                    head.identity, self.prefix.identity
-                )));
-            }
-            return;
+    /// Holds what the log says of itself against what this life knew *before that was read*: a write that returned
+    /// during the read may have raised the counter.
+    pub fn observe(&mut self, known: &Writer, head: &Head) {
+        match head.check(known) {
+            Ok(()) => {}
+            Err(Shut::Fenced(fence)) => self.end(Standing::Fenced(fence.to_string())),
+            Err(Shut::WentBack(regression)) => self.end(Standing::WentBack(regression.to_string())),
         }
-        let node = self.prefix.node;
-        match head.epoch {
-            Some(epoch) if epoch > self.epoch => self.end(Standing::Fenced(format!(
-                "epoch {epoch} of node {node} was opened; this life's is {}",
-                self.epoch
-            ))),
-            Some(epoch) if epoch == self.epoch => {
-                if head.decisions < self.decisions {
-                    self.end(Standing::WentBack(format!(
-                        "the log has counted {} decision writes of node {node}, and this life {}",
-                        head.decisions, self.decisions
-                    )));
-                }
+    }
+
+    /// Takes note of a machine's alarm; `registered` participants there are.
+    pub fn alarmed(&mut self, alarm: &Alarm, registered: usize) {
+        match alarm {
+            Alarm::BelowLowWater(participant) => {
+                self.refused_below_low_water(participant.clone(), registered);
             }
-            Some(epoch) => self.end(Standing::WentBack(format!(
-                "the log's epoch of node {node} is {epoch}; this life's is {}",
-                self.epoch
-            ))),
-            None => self.end(Standing::WentBack(format!(
-                "the log has no epoch of node {node}; this life's is {}",
-                self.epoch
-            ))),
+            Alarm::VoteLost(_)
+            | Alarm::OutcomeDiffers(_)
+            | Alarm::VoteChanged(_)
+            | Alarm::DecisionContradicted => {}
         }
     }
 
     /// A participant refused a live prepare as below its low-water mark, which came from this log once. Two different
     /// ones (or the only one) saying so mean that the log went back; a single one may be wrong itself.
-    pub fn refused_below_low_water(&mut self, participant: ParticipantName, registered: usize) {
+    fn refused_below_low_water(&mut self, participant: ParticipantName, registered: usize) {
         self.refused_below_low_water.insert(participant);
         if self.refused_below_low_water.len() >= registered.clamp(1, 2) {
             self.end(Standing::WentBack(
@@ -263,7 +392,7 @@ impl Life {
             return Judgement::Recorded;
         }
         if !of_this_log {
-            return if id.identity() == self.prefix.identity {
+            return if id.identity() == self.writer.identity {
                 // The log does not know the identity this life began with.
                 Judgement::LogWentBack
             } else {
@@ -273,7 +402,7 @@ impl Life {
         if matches!(self.standing, Standing::WentBack(_)) {
             return Judgement::LogWentBack;
         }
-        if snapshot.identity != self.prefix.identity {
+        if snapshot.identity != self.writer.identity {
             // Given a new identity, or gone back to an older one: `observe` will say which.
             return Judgement::Silent;
         }
@@ -290,7 +419,7 @@ impl Life {
     }
 
     fn judge_by_epoch(&self, id: TransactionId, newest: Option<Epoch>) -> Judgement {
-        let mine = id.node() == self.prefix.node;
+        let mine = id.node() == self.writer.node;
         let Some(newest) = newest else {
             return if mine {
                 Judgement::LogWentBack
@@ -298,10 +427,10 @@ impl Life {
                 Judgement::Unknown(Unknown::NodeWithoutEpoch)
             };
         };
-        if mine && newest > self.epoch {
+        if mine && newest > self.writer.epoch {
             return Judgement::Silent;
         }
-        if mine && newest < self.epoch {
+        if mine && newest < self.writer.epoch {
             return Judgement::LogWentBack;
         }
         if id.epoch() < newest {
@@ -339,7 +468,13 @@ mod tests {
 
     /// Node 1, epoch 3, sequences from 100 on.
     fn life() -> Life {
-        Life::begin(prefix(HERE, 1), epoch(3), 10, 100 << 21)
+        let writer = Writer {
+            node: Node(1),
+            epoch: epoch(3),
+            identity: HERE,
+            decisions_at_least: 10,
+        };
+        Life::begin(writer, 100 << 21)
     }
 
     fn id(identity: LogIdentity, node: u16, of_epoch: u32, sequence: u64) -> TransactionId {
@@ -495,7 +630,7 @@ mod tests {
         };
         for head in [newer, renamed] {
             let mut life = life();
-            life.observe(&head);
+            life.observe(&life.writer(), &head);
             assert!(matches!(life.standing(), Standing::Fenced(_)), "{head:?}");
             assert_eq!(life.issue(), None);
             let recorded = Snapshot {
@@ -520,7 +655,7 @@ mod tests {
             stranger,
         ] {
             let mut life = life();
-            life.observe(&head);
+            life.observe(&life.writer(), &head);
             assert!(matches!(life.standing(), Standing::WentBack(_)), "{head:?}");
             assert_eq!(life.issue(), None, "nothing new begins");
             let fenced = id(HERE, 1, 2, 1);
@@ -532,10 +667,10 @@ mod tests {
             assert_eq!(life.judge(fenced, &recorded), Judgement::Recorded);
         }
         let mut life = life();
-        life.observe(&head(Some(3), 11));
+        life.observe(&life.writer(), &head(Some(3), 11));
         assert_eq!(*life.standing(), Standing::Serving);
         life.decided(12);
-        life.observe(&head(Some(3), 11));
+        life.observe(&life.writer(), &head(Some(3), 11));
         assert!(
             matches!(life.standing(), Standing::WentBack(_)),
             "a clear write returned 12"
@@ -563,9 +698,9 @@ mod tests {
     #[test]
     fn nothing_leads_back_from_fenced() {
         let mut life = life();
-        life.observe(&head(Some(4), 10));
-        life.observe(&head(Some(2), 10));
-        life.observe(&head(Some(3), 10));
+        life.observe(&life.writer(), &head(Some(4), 10));
+        life.observe(&life.writer(), &head(Some(2), 10));
+        life.observe(&life.writer(), &head(Some(3), 10));
         assert!(matches!(life.standing(), Standing::Fenced(_)));
     }
 }

@@ -42,25 +42,35 @@ impl TransactionView {
     /// A transaction in the log.
     #[must_use]
     pub fn of_record(record: &Record) -> Self {
-        let Record { header, decision, decided_at, finished_at } = record;
+        let Record {
+            header,
+            decision,
+            decided_at,
+            finished_at,
+        } = record;
         let outcome = decision.verdict.outcome();
         let state = match (outcome, finished_at) {
             (Outcome::Committed, Some(_)) => TransactionState::Committed,
             (Outcome::Committed, None) => TransactionState::Committing,
             (Outcome::Aborted, _) => TransactionState::Aborted,
         };
-        let branches = decision.branches.iter().map(|(participant, part)| BranchView {
-            participant: participant.clone(),
-            state: match (part, outcome, finished_at) {
-                (Part::ReadOnly, ..) => BranchPhase::ReadOnly,
-                (Part::Refused, ..) => BranchPhase::Refused,
-                (Part::Updates, Outcome::Committed, Some(_)) => BranchPhase::Committed,
-                (Part::Updates, Outcome::Committed, None) => BranchPhase::Committing,
-                (Part::Updates | Part::Unanswered | Part::Untouched, ..) => BranchPhase::Aborted,
-            },
-            attempts: 0,
-            last_error: None,
-        });
+        let branches = decision
+            .branches
+            .iter()
+            .map(|(participant, part)| BranchView {
+                participant: participant.clone(),
+                state: match (part, outcome, finished_at) {
+                    (Part::ReadOnly, ..) => BranchPhase::ReadOnly,
+                    (Part::Refused, ..) => BranchPhase::Refused,
+                    (Part::Updates, Outcome::Committed, Some(_)) => BranchPhase::Committed,
+                    (Part::Updates, Outcome::Committed, None) => BranchPhase::Committing,
+                    (Part::Updates | Part::Unanswered | Part::Untouched, ..) => {
+                        BranchPhase::Aborted
+                    }
+                },
+                attempts: 0,
+                last_error: None,
+            });
         Self {
             decided_at: Some(Timestamp(*decided_at)),
             finished_at: finished_at.map(Timestamp),

@@ -1,0 +1,245 @@
+//! Group commit: all decisions that wait while a write is under way go into the next one, without a timer, so that an
+//! idle coordinator adds no delay and a busy one shares its forced writes.
+//!
+//! What need not be forced rides along with the next decision write, or is written alone after [`APPEND_DELAY`].
+//!
+//! An unclear write is repeated, the same batch, until it is clear; nothing else is written before it (design rule 10).
+//! Whoever proposed it waits: a decision that is not durable has no consequences. A write that the log refuses because
+//! this life is over is not answered at all: see [`super::registry`].
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, WrapFuture as _};
+use tracing::{error, warn};
+use unanimous_protocol::{
+    id::TransactionId,
+    record::{Record, Standing, WallMillis},
+};
+
+use super::registry::{LogAnswers, LogRefused, Registry};
+use crate::log::{Appends, Batch, Decided, DecisionLog, WriteError, Writer};
+
+/// How long an unforced record waits for a decision write to ride with.
+pub const APPEND_DELAY: Duration = Duration::from_millis(100);
+/// Decisions in one write, at most: past it they share the one after. Bounds the size of a statement.
+pub const BATCH_MAX: usize = 1024;
+
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_LONGEST: Duration = Duration::from_secs(1);
+
+/// A decision to force.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Propose {
+    /// The record.
+    pub record: Record,
+    /// Called once it is durable which decision stands.
+    pub on_durable: Box<dyn FnOnce(Standing) + Send>,
+}
+
+/// A record that is not forced.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Append {
+    /// The record.
+    pub record: Record,
+    /// Called once it has become durable.
+    pub on_durable: Box<dyn FnOnce() + Send>,
+}
+
+/// A finish, which is not forced either.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Finish {
+    /// The transaction whose last updating branch acknowledged.
+    pub id: TransactionId,
+    /// When.
+    pub finished_at: WallMillis,
+    /// Called once it has become durable.
+    pub on_durable: Box<dyn FnOnce() + Send>,
+}
+
+/// Write what waits, though no decision came to ride with.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct AppendDue;
+
+/// A write ended.
+struct Written {
+    batch: Batch,
+    result: Result<Option<Decided>, WriteError>,
+}
+
+/// The only writer of this life's decisions.
+pub struct LogWriter {
+    log: Arc<dyn DecisionLog>,
+    writer: Writer,
+    registry: Addr<Registry>,
+    proposals: Vec<Propose>,
+    appends: Appends,
+    appended: Vec<Box<dyn FnOnce() + Send>>,
+    append_timer: bool,
+    append_due: bool,
+    /// Who waits for the write under way.
+    in_flight: Option<InFlight>,
+    failures: u32,
+}
+
+struct InFlight {
+    proposers: Vec<Box<dyn FnOnce(Standing) + Send>>,
+    appenders: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl LogWriter {
+    /// The writer of the life that `writer` names.
+    #[must_use]
+    pub fn new(log: Arc<dyn DecisionLog>, writer: Writer, registry: Addr<Registry>) -> Self {
+        Self {
+            log,
+            writer,
+            registry,
+            proposals: Vec::new(),
+            appends: Appends::default(),
+            appended: Vec::new(),
+            append_timer: false,
+            append_due: false,
+            in_flight: None,
+            failures: 0,
+        }
+    }
+
+    fn write_if_idle(&mut self, ctx: &mut Context<Self>) {
+        let something_due = !self.proposals.is_empty() || (self.append_due && !self.appends.is_empty());
+        if self.in_flight.is_some() || !something_due {
+            return;
+        }
+        let taken = self.proposals.len().min(BATCH_MAX);
+        let (records, proposers) = self
+            .proposals
+            .drain(..taken)
+            .map(|Propose { record, on_durable }| (record, on_durable))
+            .unzip();
+        let batch = Batch { proposals: records, appends: std::mem::take(&mut self.appends) };
+        let appenders = std::mem::take(&mut self.appended);
+        self.append_due = false;
+        self.in_flight = Some(InFlight { proposers, appenders });
+        self.write(batch, Duration::ZERO, ctx);
+    }
+
+    fn write(&mut self, batch: Batch, after: Duration, ctx: &mut Context<Self>) {
+        let (log, writer) = (Arc::clone(&self.log), self.writer);
+        let write = async move {
+            tokio::time::sleep(after).await;
+            let result = if batch.proposals.is_empty() {
+                log.append(&writer, &batch.appends).await.map(|()| None)
+            } else {
+                log.decide(&writer, &batch).await.map(Some)
+            };
+            Written { batch, result }
+        };
+        ctx.spawn(write.into_actor(self).map(|written, actor, ctx| actor.written(written, ctx)));
+    }
+
+    fn written(&mut self, Written { batch, result }: Written, ctx: &mut Context<Self>) {
+        match result {
+            Ok(decided) => {
+                if self.failures > 0 {
+                    self.failures = 0;
+                    self.registry.do_send(LogAnswers(true));
+                }
+                self.answer(decided);
+                self.write_if_idle(ctx);
+            }
+            Err(WriteError::Unavailable(cause)) => {
+                if self.failures == 0 {
+                    warn!(
+                        error = %cause, decisions = batch.proposals.len(),
+                        "the decision log does not answer: the write is repeated until it does"
+                    );
+                    self.registry.do_send(LogAnswers(false));
+                }
+                let after = RETRY_LONGEST.min(RETRY_FIRST * 2_u32.pow(self.failures.min(10)));
+                self.failures = self.failures.saturating_add(1);
+                self.write(batch, after, ctx);
+            }
+            Err(refused @ (WriteError::Fenced(_) | WriteError::WentBack(_))) => {
+                // This life decides nothing more. What was proposed stays undecided here, whatever the log holds.
+                self.registry.do_send(LogRefused);
+                warn!(error = &refused as &dyn std::error::Error, "the log takes no decision of this life");
+            }
+            Err(WriteError::Broken(cause)) => {
+                // After a failed fsync pages may look written and never be: only a new process may read the log.
+                error!(error = %cause, "the decision log can not be trusted any more: the process ends");
+                std::process::abort();
+            }
+        }
+    }
+
+    fn answer(&mut self, decided: Option<Decided>) {
+        let Some(InFlight { proposers, appenders }) = self.in_flight.take() else { return };
+        if let Some(Decided { standings, decisions }) = decided {
+            self.writer.decisions_at_least = decisions;
+            self.registry.do_send(super::registry::Decided(decisions));
+            for (on_durable, standing) in proposers.into_iter().zip(standings) {
+                on_durable(standing.unwrap_or_else(|refused| {
+                    error!(error = &refused as &dyn std::error::Error, "a decision could not be stored");
+                    Standing::Refused(refused.to_string())
+                }));
+            }
+        }
+        for on_durable in appenders {
+            on_durable();
+        }
+    }
+
+    fn appended(&mut self, on_durable: Box<dyn FnOnce() + Send>, ctx: &mut Context<Self>) {
+        self.appended.push(on_durable);
+        if !self.append_timer {
+            self.append_timer = true;
+            ctx.notify_later(AppendDue, APPEND_DELAY);
+        }
+    }
+}
+
+impl Actor for LogWriter {
+    type Context = Context<Self>;
+}
+
+impl Handler<Propose> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, propose: Propose, ctx: &mut Context<Self>) {
+        self.proposals.push(propose);
+        self.write_if_idle(ctx);
+    }
+}
+
+impl Handler<Append> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, Append { record, on_durable }: Append, ctx: &mut Context<Self>) {
+        self.appends.records.push(record);
+        self.appended(on_durable, ctx);
+    }
+}
+
+impl Handler<Finish> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, Finish { id, finished_at, on_durable }: Finish, ctx: &mut Context<Self>) {
+        self.appends.finishes.push((id, finished_at));
+        self.appended(on_durable, ctx);
+    }
+}
+
+impl Handler<AppendDue> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: AppendDue, ctx: &mut Context<Self>) {
+        self.append_timer = false;
+        if !self.appends.is_empty() {
+            self.append_due = true;
+            self.write_if_idle(ctx);
+        }
+    }
+}

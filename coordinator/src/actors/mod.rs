@@ -1,0 +1,34 @@
+//! Actors: the shells around the protocol's machines. The only files that name the actor crate.
+//!
+//! An actor takes an event in, lets the machine `step`, carries the effects out, and gets each completion back as an
+//! event. What follows from what is decided in `protocol`, never here: a test reads these files and fails when one of
+//! them names a vote, a tally or a state.
+//!
+//! | actor | holds |
+//! |---|---|
+//! | [`registry::Registry`] | one life: issues ids, finds transactions, looks keys up, judges ids that are not in memory |
+//! | [`transaction::TransactionActor`] | one live global transaction, and who waits for it |
+//! | [`log_writer::LogWriter`] | the decisions that wait for the next durable write |
+//!
+//! Facts of actix 0.13 that the code rests on: futures returned by a handler interleave with other messages, so no
+//! rule lives across an `.await`; `do_send` ignores the mailbox bound, so bounds are kept by the registry, which counts;
+//! a panic ends an actor for good while the process lives on, so the process's panic hook aborts; a supervised actor
+//! restarts with its old fields, so nothing is supervised: a coordinator is rebuilt from its log, never from memory.
+//!
+//! All of them live on one thread of their own, apart from the HTTP workers: a message between them is a push into a
+//! queue. `Addr`s are the only way in.
+
+pub mod log_writer;
+pub mod recovery;
+pub mod registry;
+pub mod transaction;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use unanimous_protocol::record::WallMillis;
+
+/// The wall clock: for people, fairness and retention (design rule 13).
+fn wall_clock() -> WallMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,691 @@
+//! One life of the coordinator: issues ids, finds transactions, looks keys up, and asks the life to judge what memory
+//! does not hold. Also where the bounds on transactions are kept, for everybody reports here.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::{
+    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
+    WrapFuture as _,
+};
+use tokio::sync::{oneshot, watch};
+use tracing::{error, info, warn};
+use unanimous_protocol::{
+    coordinator::{Alarm, Event},
+    id::{ParticipantName, TransactionId},
+    keyring::{Claim, Holder, Keyring},
+    life::{Judgement, Life, Standing},
+    message::Inform,
+    operations::Operations,
+    record::{Header, IdempotencyKey, KeyClaim, Record, WallMillis},
+};
+
+use super::{
+    log_writer::LogWriter,
+    transaction::{
+        Deliver, Inquire as InquireLive, Links, Progress, TransactionActor, warn_of_unknown_branch,
+    },
+    wall_clock,
+};
+use crate::{
+    courier::Couriers,
+    log::{DecisionLog, Head, LogError, View},
+};
+
+/// How often the life is held against the log (design rule 11).
+const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+
+/// Bounds on what a coordinator holds in memory (design rule 20).
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Transactions that are neither decided nor handed to the log. Past it a new one is refused as `overloaded`.
+    pub undecided_max: usize,
+    /// Aborted transactions whose branches are still being told. Past it the oldest are dropped: their branches ask.
+    pub delivering_aborts_max: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { undecided_max: 100_000, delivering_aborts_max: 20_000 }
+    }
+}
+
+/// Whether this coordinator can take new work, for `/readyz` and for those who run it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The log answers.
+    Ready,
+    /// The log does not answer: new transactions are refused, running ones wait.
+    LogUnavailable,
+    /// The log went back: see `design` rule 11 and the standing's text.
+    WentBack(String),
+    /// This life is fenced. The process ends.
+    Fenced(String),
+}
+
+/// The registry of one life.
+pub struct Registry {
+    life: Life,
+    keyring: Keyring,
+    log: Arc<dyn DecisionLog>,
+    couriers: Arc<Couriers>,
+    log_writer: Option<Addr<LogWriter>>,
+    bounds: Bounds,
+    transactions: HashMap<TransactionId, Live>,
+    undecided: usize,
+    delivering_aborts: BTreeSet<TransactionId>,
+    key_lookups: KeyLookups,
+    condition: watch::Sender<Condition>,
+    log_answers: bool,
+    accepting: bool,
+    drained: Vec<oneshot::Sender<()>>,
+}
+
+struct Live {
+    actor: Addr<TransactionActor>,
+    progress: Progress,
+    key: Option<IdempotencyKey>,
+}
+
+/// Requests whose keys this life has not seen. All that wait while a read is under way share the next one.
+#[derive(Default)]
+struct KeyLookups {
+    next: Vec<IdempotencyKey>,
+    under_way: bool,
+    waiting: HashMap<IdempotencyKey, Vec<(Begin, oneshot::Sender<BeginOutcome>)>>,
+}
+
+impl Registry {
+    /// The registry of `life`; `condition` tells the rest of the process how it fares.
+    #[must_use]
+    pub fn new(
+        life: Life,
+        log: Arc<dyn DecisionLog>,
+        couriers: Arc<Couriers>,
+        bounds: Bounds,
+        condition: watch::Sender<Condition>,
+    ) -> Self {
+        Self {
+            life,
+            keyring: Keyring::default(),
+            log,
+            couriers,
+            log_writer: None,
+            bounds,
+            transactions: HashMap::new(),
+            undecided: 0,
+            delivering_aborts: BTreeSet::new(),
+            key_lookups: KeyLookups::default(),
+            condition,
+            log_answers: true,
+            accepting: true,
+            drained: Vec::new(),
+        }
+    }
+
+    fn links(&self, ctx: &mut Context<Self>) -> Option<Links> {
+        let log_writer = self.log_writer.clone()?;
+        Some(Links { registry: ctx.address(), log_writer, couriers: Arc::clone(&self.couriers) })
+    }
+
+    /// Begins a transaction under a new id, with all that the request asked for.
+    fn begin(&mut self, begin: Begin, ctx: &mut Context<Self>) -> BeginOutcome {
+        if !self.accepting {
+            return BeginOutcome::ShuttingDown;
+        }
+        if !self.log_answers || *self.life.standing() != Standing::Serving {
+            return BeginOutcome::LogUnavailable;
+        }
+        if self.undecided >= self.bounds.undecided_max {
+            return BeginOutcome::Overloaded;
+        }
+        let (Some(links), Some(id)) = (self.links(ctx), self.life.issue()) else {
+            return BeginOutcome::LogUnavailable;
+        };
+        let created_at = wall_clock();
+        let timeout_ms = i64::try_from(begin.timeout.as_millis()).unwrap_or(i64::MAX);
+        let header = Arc::new(Header {
+            id,
+            key: begin.key.clone(),
+            labels: begin.labels,
+            created_at,
+            deadline: WallMillis(created_at.0.saturating_add(timeout_ms)),
+        });
+        if let Some(KeyClaim { key, request }) = &begin.key {
+            self.keyring.hold(key, Holder { transaction: id, request: *request });
+        }
+        let transaction =
+            TransactionActor::begin(header, begin.timeout, begin.traceparent, links).start();
+        for (participant, operations) in begin.branches {
+            let enlist = Event::Enlist { participant, operations, session: None };
+            transaction.do_send(Deliver(enlist));
+        }
+        if begin.commit {
+            transaction.do_send(Deliver(Event::CommitRequested));
+        }
+        self.undecided += 1;
+        // Registered before anybody can see the id.
+        let progress = Progress { undecided: true, ..Progress::default() };
+        let key = begin.key.map(|claim| claim.key);
+        self.transactions.insert(id, Live { actor: transaction.clone(), progress, key });
+        BeginOutcome::Live { id, transaction, timeout: begin.timeout, new: true }
+    }
+
+    fn claim(&mut self, begin: Begin, reply: oneshot::Sender<BeginOutcome>, ctx: &mut Context<Self>) {
+        let Some(KeyClaim { key, request }) = begin.key.clone() else {
+            reply.send(self.begin(begin, ctx)).ok();
+            return;
+        };
+        match self.keyring.claim(&key, request) {
+            Claim::Same(id) => {
+                let outcome = match self.transactions.get(&id) {
+                    Some(live) => BeginOutcome::Live {
+                        id,
+                        transaction: live.actor.clone(),
+                        timeout: begin.timeout,
+                        new: false,
+                    },
+                    None => BeginOutcome::LogUnavailable,
+                };
+                reply.send(outcome).ok();
+            }
+            Claim::Reused => {
+                reply.send(BeginOutcome::KeyReused).ok();
+            }
+            Claim::LookUp => {
+                self.key_lookups.waiting.insert(key.clone(), vec![(begin, reply)]);
+                self.key_lookups.next.push(key);
+                self.look_keys_up(ctx);
+            }
+            Claim::Wait => {
+                self.key_lookups.waiting.entry(key).or_default().push((begin, reply));
+            }
+        }
+    }
+
+    fn look_keys_up(&mut self, ctx: &mut Context<Self>) {
+        if self.key_lookups.under_way || self.key_lookups.next.is_empty() {
+            return;
+        }
+        self.key_lookups.under_way = true;
+        let keys = std::mem::take(&mut self.key_lookups.next);
+        let log = Arc::clone(&self.log);
+        let read = async move {
+            let found = log.by_key(&keys).await;
+            (keys, found)
+        };
+        ctx.spawn(read.into_actor(self).map(|(keys, found), registry, ctx| {
+            registry.key_lookups.under_way = false;
+            registry.keys_looked_up(keys, found, ctx);
+            registry.look_keys_up(ctx);
+        }));
+    }
+
+    fn keys_looked_up(
+        &mut self,
+        keys: Vec<IdempotencyKey>,
+        found: Result<Vec<Option<Record>>, LogError>,
+        ctx: &mut Context<Self>,
+    ) {
+        let found = found.map_err(|error| {
+            warn!(error = &error as &dyn std::error::Error, "idempotency keys could not be looked up");
+        });
+        for (at, key) in keys.iter().enumerate() {
+            let waiting = self.key_lookups.waiting.remove(key).unwrap_or_default();
+            self.keyring.release(key);
+            for (begin, reply) in waiting {
+                match found.as_ref().map(|records| records.get(at).cloned().flatten()) {
+                    // The first of them begins the transaction, the others find it in the ring.
+                    Ok(None) => self.claim_absent(begin, reply, ctx),
+                    Ok(Some(record)) => {
+                        reply.send(held_by_record(&begin, record)).ok();
+                    }
+                    Err(()) => {
+                        reply.send(BeginOutcome::LogUnavailable).ok();
+                    }
+                }
+            }
+        }
+    }
+
+    /// A key that the log does not have.
+    fn claim_absent(
+        &mut self,
+        begin: Begin,
+        reply: oneshot::Sender<BeginOutcome>,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(KeyClaim { key, request }) = begin.key.clone() else { return };
+        match self.keyring.claim(&key, request) {
+            Claim::LookUp => {
+                let outcome = self.begin(begin, ctx);
+                // Nothing was begun, so the key is not consumed.
+                self.keyring.release(&key);
+                reply.send(outcome).ok();
+            }
+            Claim::Same(_) | Claim::Reused | Claim::Wait => self.claim(begin, reply, ctx),
+        }
+    }
+
+    /// Reads what the log says of this life. What life knows is taken before the read: a write that returns during it
+    /// may have raised the counter.
+    fn observe(&mut self, ctx: &mut Context<Self>) {
+        let log = Arc::clone(&self.log);
+        let known = self.life.clone();
+        let read = async move { log.head(known.prefix().node).await.map(|head| (known, head)) };
+        ctx.spawn(read.into_actor(self).map(|read, registry, ctx| match read {
+            Ok((known, head)) => {
+                registry.observed(&known, &head);
+                registry.report_condition();
+            }
+            Err(LogError::Unavailable(cause)) => {
+                warn!(error = %cause, "the decision log does not answer");
+                registry.log_answers = false;
+                registry.report_condition();
+                let _ = ctx;
+            }
+            Err(LogError::Broken(cause)) => {
+                error!(error = %cause, "the decision log can not be trusted any more: the process ends");
+                std::process::abort();
+            }
+        }));
+    }
+
+    fn observed(&mut self, known: &Life, head: &Head) {
+        self.log_answers = true;
+        self.life.observe(known, head);
+    }
+
+    fn report_condition(&mut self) {
+        let condition = match self.life.standing() {
+            Standing::Fenced(why) => Condition::Fenced(why.clone()),
+            Standing::WentBack(why) => Condition::WentBack(why.clone()),
+            Standing::Serving if self.log_answers => Condition::Ready,
+            Standing::Serving => Condition::LogUnavailable,
+        };
+        self.condition.send_if_modified(|present| {
+            let changed = *present != condition;
+            if changed {
+                match &condition {
+                    Condition::Ready => info!("the decision log answers"),
+                    Condition::LogUnavailable => warn!("new transactions are refused until the log answers"),
+                    Condition::WentBack(why) => error!(
+                        %why,
+                        "the decision log went back: nothing is decided until an operator runs `unanimous log \
+                         new-identity`"
+                    ),
+                    Condition::Fenced(why) => error!(%why, "this life of the coordinator is fenced"),
+                }
+                *present = condition;
+            }
+            changed
+        });
+    }
+
+    fn tell_if_drained(&mut self) {
+        if self.undecided == 0 {
+            for waiting in self.drained.drain(..) {
+                waiting.send(()).ok();
+            }
+        }
+    }
+}
+
+fn held_by_record(begin: &Begin, record: Record) -> BeginOutcome {
+    let same = match (&begin.key, &record.header.key) {
+        (Some(asked), Some(stored)) => asked.request == stored.request,
+        (Some(_) | None, None) | (None, Some(_)) => false,
+    };
+    if same { BeginOutcome::Recorded(Box::new(record)) } else { BeginOutcome::KeyReused }
+}
+
+impl Actor for Registry {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(0);
+        let writer = self.life.writer();
+        let log_writer = LogWriter::new(Arc::clone(&self.log), writer, ctx.address());
+        self.log_writer = Some(log_writer.start());
+        ctx.run_interval(OBSERVE_EVERY, |registry, ctx| registry.observe(ctx));
+    }
+}
+
+/// Begin a transaction, or find the one that the key names.
+#[derive(Message)]
+#[rtype(result = "BeginOutcome")]
+pub struct Begin {
+    /// Until the deadline.
+    pub timeout: Duration,
+    /// Branches to enlist at once.
+    pub branches: Vec<(ParticipantName, Operations)>,
+    /// Whether to run it at once.
+    pub commit: bool,
+    /// The client's labels.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// The client's key.
+    pub key: Option<KeyClaim>,
+    /// W3C trace context, passed on to participants.
+    pub traceparent: Option<String>,
+}
+
+/// What became of a [`Begin`].
+pub enum BeginOutcome {
+    /// The transaction lives here.
+    Live {
+        /// Its id.
+        id: TransactionId,
+        /// Its actor.
+        transaction: Addr<TransactionActor>,
+        /// What was asked for, to know how long to wait.
+        timeout: Duration,
+        /// Begun by this request, or by an earlier one with the same key.
+        new: bool,
+    },
+    /// The key's transaction has ended, and this is its record.
+    Recorded(Box<Record>),
+    /// The key was used with another request.
+    KeyReused,
+    /// A branch names a participant that nobody registered: its place in the request, and the name.
+    UnknownParticipant(usize, ParticipantName),
+    /// As many undecided transactions as there may be.
+    Overloaded,
+    /// The process is ending.
+    ShuttingDown,
+    /// The log does not answer, or this life may not decide any more.
+    LogUnavailable,
+}
+
+impl Handler<Begin> for Registry {
+    type Result = ResponseActFuture<Self, BeginOutcome>;
+
+    fn handle(&mut self, begin: Begin, ctx: &mut Context<Self>) -> Self::Result {
+        let unknown =
+            begin.branches.iter().position(|(name, _)| !self.couriers.is_registered(name));
+        let (reply, outcome) = oneshot::channel();
+        match unknown {
+            Some(at) => {
+                let name = begin.branches[at].0.clone();
+                reply.send(BeginOutcome::UnknownParticipant(at, name)).ok();
+            }
+            None => self.claim(begin, reply, ctx),
+        }
+        let outcome = async move { outcome.await.unwrap_or(BeginOutcome::LogUnavailable) };
+        Box::pin(outcome.into_actor(self))
+    }
+}
+
+/// Find a transaction.
+#[derive(Message)]
+#[rtype(result = "Found")]
+pub struct Find(pub TransactionId);
+
+/// Where a transaction was found.
+pub enum Found {
+    /// In memory.
+    Live(Addr<TransactionActor>),
+    /// In the log.
+    Recorded(Box<Record>),
+    /// Nowhere; this may be said of it.
+    Judged(Judgement),
+    /// Not in memory, and the log does not answer: nothing may be said.
+    LogUnavailable,
+}
+
+impl Handler<Find> for Registry {
+    type Result = ResponseActFuture<Self, Found>;
+
+    fn handle(&mut self, Find(id): Find, _: &mut Context<Self>) -> Self::Result {
+        // Memory first, then the log (design rule 3): what leaves memory has a durable record.
+        if let Some(live) = self.transactions.get(&id) {
+            let found = Found::Live(live.actor.clone());
+            return Box::pin(async move { found }.into_actor(self));
+        }
+        let log = Arc::clone(&self.log);
+        let read = async move { log.look_up(id).await };
+        Box::pin(read.into_actor(self).map(move |read, registry, _| match read {
+            Ok(view) => registry.judge(id, view),
+            Err(error) => {
+                warn!(
+                    transaction = %id, error = &error as &dyn std::error::Error,
+                    "the decision log does not answer"
+                );
+                Found::LogUnavailable
+            }
+        }))
+    }
+}
+
+impl Registry {
+    fn judge(&self, id: TransactionId, view: View) -> Found {
+        let (record, snapshot) = view.split();
+        match (self.life.judge(id, &snapshot), record) {
+            (Judgement::Recorded, Some(record)) => Found::Recorded(Box::new(record)),
+            (judgement, _) => Found::Judged(judgement),
+        }
+    }
+}
+
+/// A participant in doubt asks what became of its branch.
+#[derive(Message)]
+#[rtype(result = "Inquired")]
+pub struct Inquire {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// The name in the branch's row.
+    pub participant: ParticipantName,
+}
+
+/// The answer to an inquiry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inquired {
+    /// This may be told.
+    Inform(Inform),
+    /// Another log's id.
+    Foreign,
+    /// Nothing may be told now.
+    LogUnavailable,
+}
+
+impl Handler<Inquire> for Registry {
+    type Result = ResponseActFuture<Self, Inquired>;
+
+    fn handle(&mut self, inquire: Inquire, ctx: &mut Context<Self>) -> Self::Result {
+        let Inquire { transaction, participant } = inquire;
+        let registry = ctx.address();
+        let answer = async move {
+            match registry.send(Find(transaction)).await {
+                Ok(Found::Live(live)) => match live.send(InquireLive(participant)).await {
+                    Ok(inform) => Inquired::Inform(inform),
+                    // It ended in between: its record answers the next time.
+                    Err(_) => Inquired::Inform(Inform::Pending),
+                },
+                Ok(Found::Recorded(record)) => {
+                    let inform = record.decision.inform(&participant);
+                    if inform == Inform::Pending {
+                        warn_of_unknown_branch(transaction, &participant);
+                    }
+                    Inquired::Inform(inform)
+                }
+                Ok(Found::Judged(judgement)) => {
+                    inform_by_judgement(transaction, &participant, judgement)
+                }
+                Ok(Found::LogUnavailable) | Err(_) => Inquired::LogUnavailable,
+            }
+        };
+        Box::pin(answer.into_actor(self))
+    }
+}
+
+fn inform_by_judgement(
+    transaction: TransactionId,
+    participant: &ParticipantName,
+    judgement: Judgement,
+) -> Inquired {
+    match (judgement.inform(), judgement) {
+        (Some(inform), Judgement::Unknown(why)) => {
+            warn!(
+                %transaction, %participant, ?why,
+                "an inquiry names a transaction whose outcome is unknown: it is told pending until an operator resolves it"
+            );
+            Inquired::Inform(inform)
+        }
+        (Some(inform), _) => {
+            info!(%transaction, %participant, ?inform, ?judgement, "an inquiry without a record");
+            Inquired::Inform(inform)
+        }
+        (None, Judgement::Foreign) => Inquired::Foreign,
+        (None, _) => Inquired::LogUnavailable,
+    }
+}
+
+/// An unfinished transaction of the log, to be driven by this life.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Recover(pub Vec<Record>);
+
+impl Handler<Recover> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Recover(records): Recover, ctx: &mut Context<Self>) {
+        let Some(links) = self.links(ctx) else { return };
+        for record in records {
+            let id = record.header.id;
+            let transaction = TransactionActor::recover(record, links.clone()).start();
+            let progress = Progress { key_released: true, ..Progress::default() };
+            self.transactions.insert(id, Live { actor: transaction, progress, key: None });
+        }
+    }
+}
+
+/// A transaction has come further.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Progressed {
+    /// Which.
+    pub id: TransactionId,
+    /// How far.
+    pub progress: Progress,
+}
+
+impl Handler<Progressed> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Progressed { id, progress }: Progressed, _: &mut Context<Self>) {
+        let Some(live) = self.transactions.get_mut(&id) else { return };
+        if live.progress.undecided && !progress.undecided {
+            self.undecided -= 1;
+        }
+        if progress.key_released
+            && let Some(key) = live.key.take()
+        {
+            self.keyring.forget(&key, id);
+        }
+        live.progress = progress;
+        if progress.delivering_aborts {
+            self.delivering_aborts.insert(id);
+        } else {
+            self.delivering_aborts.remove(&id);
+        }
+        if self.delivering_aborts.len() > self.bounds.delivering_aborts_max
+            && let Some(oldest) = self.delivering_aborts.pop_first()
+            && let Some(live) = self.transactions.get(&oldest)
+        {
+            live.actor.do_send(Deliver(Event::AbortsDropped));
+        }
+        self.tell_if_drained();
+    }
+}
+
+/// A transaction is over and its record durable: the log answers for it from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LeftMemory(pub TransactionId);
+
+impl Handler<LeftMemory> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, LeftMemory(id): LeftMemory, _: &mut Context<Self>) {
+        let Some(live) = self.transactions.remove(&id) else { return };
+        if live.progress.undecided {
+            self.undecided -= 1;
+        }
+        self.delivering_aborts.remove(&id);
+        if let Some(key) = live.key {
+            self.keyring.forget(&key, id);
+        }
+        self.tell_if_drained();
+    }
+}
+
+/// A machine raised an alarm.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Noticed(pub Alarm);
+
+impl Handler<Noticed> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Noticed(alarm): Noticed, _: &mut Context<Self>) {
+        self.life.alarmed(&alarm, self.couriers.registered());
+        self.report_condition();
+    }
+}
+
+/// The log answers a write again, or does not.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LogAnswers(pub bool);
+
+impl Handler<LogAnswers> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, LogAnswers(answers): LogAnswers, _: &mut Context<Self>) {
+        self.log_answers = answers;
+        self.report_condition();
+    }
+}
+
+/// A decision write returned clearly, with this counter.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Decided(pub u64);
+
+impl Handler<Decided> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Decided(decisions): Decided, _: &mut Context<Self>) {
+        self.life.decided(decisions);
+    }
+}
+
+/// The log takes no write of this life: find out why at once.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LogRefused;
+
+impl Handler<LogRefused> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, _: LogRefused, ctx: &mut Context<Self>) {
+        self.observe(ctx);
+    }
+}
+
+/// Begin nothing new, and tell when nothing is undecided any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain(pub oneshot::Sender<()>);
+
+impl Handler<Drain> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Drain(reply): Drain, _: &mut Context<Self>) {
+        self.accepting = false;
+        self.drained.push(reply);
+        self.tell_if_drained();
+    }
+}

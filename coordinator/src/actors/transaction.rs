@@ -1,0 +1,422 @@
+//! One live global transaction.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
+use tokio::{sync::oneshot, time::Instant};
+use tracing::{error, info, warn};
+use unanimous_protocol::{
+    coordinator::{Alarm, Effect, EnlistRefused, Enlisted, Event, Transaction},
+    id::{BranchId, ParticipantName, TransactionId},
+    message::{Inform, Session},
+    operations::Operations,
+    record::{Decision, Header, Record},
+    wire::{EnlistAnswer, Milestones, TransactionView},
+};
+
+use super::{
+    log_writer::{Append, Finish, LogWriter, Propose},
+    registry::{LeftMemory, Noticed, Progressed, Registry},
+    wall_clock,
+};
+use crate::courier::{Call, Couriers};
+
+/// What a transaction's actor needs of the others.
+#[derive(Clone)]
+pub struct Links {
+    /// Told when the transaction moves on.
+    pub registry: Addr<Registry>,
+    /// Writes its decision.
+    pub log_writer: Addr<LogWriter>,
+    /// Carry its calls.
+    pub couriers: Arc<Couriers>,
+}
+
+/// How far a transaction has come, as the registry's bounds see it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Neither decided nor handed to the log.
+    pub undecided: bool,
+    /// Delivering aborts, which may be dropped at a bound.
+    pub delivering_aborts: bool,
+    /// Lost its idempotency key to another transaction, or will leave memory.
+    pub key_released: bool,
+}
+
+/// Until when a client waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// The outcome may be told.
+    Decided,
+    /// The outcome may be told and, for a commit, every updating branch acknowledged.
+    Applied,
+}
+
+/// The shell around one [`Transaction`].
+pub struct TransactionActor {
+    header: Arc<Header>,
+    machine: Transaction,
+    /// What `recover` or `begin` owes, carried out when the actor starts.
+    owed: Vec<Effect>,
+    links: Links,
+    /// By the monotonic clock; `None` for a recovered one, which has nothing left to miss.
+    deadline: Option<Instant>,
+    milestones: Milestones,
+    progress: Progress,
+    waiters: Vec<(Until, oneshot::Sender<TransactionView>)>,
+    enlist_answer: Option<Result<Enlisted, EnlistRefused>>,
+    traceparent: Option<String>,
+}
+
+impl TransactionActor {
+    /// A transaction that begins now.
+    #[must_use]
+    pub fn begin(
+        header: Arc<Header>,
+        timeout: Duration,
+        traceparent: Option<String>,
+        links: Links,
+    ) -> Self {
+        let mut owed = Vec::new();
+        let machine = Transaction::begin(header.id, header.key.is_some(), &mut owed);
+        let progress = Progress { undecided: true, ..Progress::default() };
+        Self::new(header, machine, owed, links, Some(Instant::now() + timeout), progress, traceparent)
+    }
+
+    /// A transaction of an unfinished record.
+    #[must_use]
+    pub fn recover(record: Record, links: Links) -> Self {
+        let mut owed = Vec::new();
+        let machine = Transaction::recover(record.header.id, record.decision, &mut owed);
+        let progress = Progress { key_released: true, ..Progress::default() };
+        let mut actor = Self::new(record.header, machine, owed, links, None, progress, None);
+        actor.milestones.decided_at = Some(record.decided_at);
+        actor
+    }
+
+    fn new(
+        header: Arc<Header>,
+        machine: Transaction,
+        owed: Vec<Effect>,
+        links: Links,
+        deadline: Option<Instant>,
+        progress: Progress,
+        traceparent: Option<String>,
+    ) -> Self {
+        Self {
+            header,
+            machine,
+            owed,
+            links,
+            deadline,
+            milestones: Milestones::default(),
+            progress,
+            waiters: Vec::new(),
+            enlist_answer: None,
+            traceparent,
+        }
+    }
+
+    fn id(&self) -> TransactionId {
+        self.header.id
+    }
+
+    fn take(&mut self, event: Event, ctx: &mut Context<Self>) {
+        let mut effects = Vec::new();
+        self.machine.step(event, &mut effects);
+        self.carry_out_all(effects, ctx);
+    }
+
+    fn carry_out_all(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
+        for effect in effects {
+            self.carry_out(effect, ctx);
+        }
+        self.serve_waiters();
+        self.report_progress(ctx);
+    }
+
+    fn carry_out(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        let addr = ctx.address();
+        match effect {
+            Effect::Send { participant, request, attempt, pace } => {
+                let kind = request.kind();
+                let branch = BranchId { transaction: self.id(), participant: participant.clone() };
+                let on_done = Box::new(move |delivery| {
+                    addr.do_send(Deliver(Event::Delivered { participant, kind, delivery }));
+                });
+                self.links.couriers.send(Call {
+                    branch,
+                    request,
+                    attempt,
+                    pace,
+                    deadline: self.deadline,
+                    begun_at_ms: self.header.created_at.0,
+                    low_water: None,
+                    traceparent: self.traceparent.clone(),
+                    on_done,
+                });
+            }
+            Effect::Force(decision) => {
+                let record = self.record(decision, Arc::clone(&self.header));
+                let on_durable =
+                    Box::new(move |standing| addr.do_send(Deliver(Event::Forced(standing))));
+                self.links.log_writer.do_send(Propose { record, on_durable });
+            }
+            Effect::Append(decision) => {
+                // The log's only keyed records are forced ones.
+                let header = Arc::new(Header { key: None, ..Header::clone(&self.header) });
+                let record = self.record(decision, header);
+                let on_durable = Box::new(move || addr.do_send(Deliver(Event::Appended)));
+                self.links.log_writer.do_send(Append { record, on_durable });
+            }
+            Effect::Finish => {
+                let (id, finished_at) = (self.id(), wall_clock());
+                self.milestones.finished_at = Some(finished_at);
+                let on_durable = Box::new(move || addr.do_send(Deliver(Event::Appended)));
+                self.links.log_writer.do_send(Finish { id, finished_at, on_durable });
+            }
+            Effect::StartDeadline => {
+                if let Some(deadline) = self.deadline {
+                    let remaining = deadline.saturating_duration_since(Instant::now());
+                    ctx.notify_later(Deliver(Event::DeadlinePassed), remaining);
+                }
+            }
+            Effect::Answer(answer) => self.enlist_answer = Some(answer),
+            Effect::Alarm(alarm) => self.raise(alarm),
+        }
+    }
+
+    fn record(&mut self, decision: Decision, header: Arc<Header>) -> Record {
+        let decided_at = wall_clock();
+        self.milestones.decided_at = Some(decided_at);
+        let finished_at = decision.is_finished_at_once().then_some(decided_at);
+        if finished_at.is_some() {
+            self.milestones.finished_at = finished_at;
+        }
+        Record { header, decision, decided_at, finished_at }
+    }
+
+    fn raise(&self, alarm: Alarm) {
+        let transaction = self.id();
+        match &alarm {
+            Alarm::VoteLost(participant) => error!(
+                %transaction, %participant,
+                "a branch of a committed transaction answers vote-lost: its database may have lost a promise; the \
+                 transaction stays committing until an operator resolves it"
+            ),
+            Alarm::OutcomeDiffers(participant) => error!(
+                %transaction, %participant,
+                "a branch answers outcome-differs: it ended the other way; the transaction stays unfinished until an \
+                 operator resolves it"
+            ),
+            Alarm::VoteChanged(participant) => error!(
+                %transaction, %participant,
+                "a branch took back its yes: its database may have lost a promise"
+            ),
+            Alarm::BelowLowWater(participant) => error!(
+                %transaction, %participant,
+                "a participant refused a live prepare as below its low-water mark: the log may have gone back"
+            ),
+            Alarm::DecisionContradicted => error!(
+                %transaction,
+                "the log holds a commit of a transaction that this coordinator aborted: its branches need an operator"
+            ),
+        }
+        self.links.registry.do_send(Noticed(alarm));
+    }
+
+    fn view(&self) -> TransactionView {
+        TransactionView::of_live(&self.header, &self.machine, self.milestones)
+    }
+
+    fn has_reached(&self, until: Until) -> bool {
+        match until {
+            Until::Decided => self.machine.told().is_some(),
+            Until::Applied => self.machine.is_applied(),
+        }
+    }
+
+    fn serve_waiters(&mut self) {
+        if self.waiters.is_empty() || !self.has_reached(Until::Decided) {
+            return;
+        }
+        let view = self.view();
+        for (until, waiter) in std::mem::take(&mut self.waiters) {
+            if self.has_reached(until) {
+                // A client that went away needs no answer.
+                waiter.send(view.clone()).ok();
+            } else if !waiter.is_closed() {
+                self.waiters.push((until, waiter));
+            }
+        }
+    }
+
+    fn report_progress(&mut self, ctx: &mut Context<Self>) {
+        let progress = Progress {
+            undecided: self.machine.is_undecided(),
+            delivering_aborts: self.machine.is_delivering_aborts(),
+            key_released: self.progress.key_released || self.machine.lost_its_key(),
+        };
+        if progress != self.progress {
+            if self.progress.undecided && !progress.undecided {
+                self.log_decision();
+            }
+            self.progress = progress;
+            self.links.registry.do_send(Progressed { id: self.id(), progress });
+        }
+        if self.machine.is_over() {
+            self.links.couriers.forget(self.id());
+            self.links.registry.do_send(LeftMemory { id: self.id(), key: self.header.key.clone() });
+            actix::ActorContext::stop(ctx);
+        }
+    }
+
+    fn log_decision(&self) {
+        let view = self.view();
+        info!(
+            transaction = %view.id, state = ?view.state, outcome = ?view.outcome,
+            reason = ?view.reason, "decided"
+        );
+    }
+}
+
+impl Actor for TransactionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        let owed = std::mem::take(&mut self.owed);
+        self.carry_out_all(owed, ctx);
+    }
+}
+
+/// An event for the machine.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Deliver(pub Event);
+
+impl Handler<Deliver> for TransactionActor {
+    type Result = ();
+
+    fn handle(&mut self, Deliver(event): Deliver, ctx: &mut Context<Self>) {
+        self.take(event, ctx);
+    }
+}
+
+/// Show the transaction as it stands.
+#[derive(Message)]
+#[rtype(result = "actix::MessageResult<Show>")]
+pub struct Show;
+
+impl Handler<Show> for TransactionActor {
+    type Result = actix::MessageResult<Show>;
+
+    fn handle(&mut self, _: Show, _: &mut Context<Self>) -> Self::Result {
+        actix::MessageResult(self.view())
+    }
+}
+
+/// Show the transaction once it has come so far. The reply is dropped unanswered when the actor ends before.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Watch {
+    /// How far.
+    pub until: Until,
+    /// Who waits.
+    pub reply: oneshot::Sender<TransactionView>,
+}
+
+impl Handler<Watch> for TransactionActor {
+    type Result = ();
+
+    fn handle(&mut self, Watch { until, reply }: Watch, _: &mut Context<Self>) {
+        if self.has_reached(until) {
+            reply.send(self.view()).ok();
+        } else {
+            // Whoever gave up waiting makes room for the next.
+            self.waiters.retain(|(_, waiter)| !waiter.is_closed());
+            self.waiters.push((until, reply));
+        }
+    }
+}
+
+/// A participant in doubt asks for its branch.
+#[derive(Message)]
+#[rtype(result = "actix::MessageResult<Inquire>")]
+pub struct Inquire(pub ParticipantName);
+
+impl Handler<Inquire> for TransactionActor {
+    type Result = actix::MessageResult<Inquire>;
+
+    fn handle(&mut self, Inquire(participant): Inquire, _: &mut Context<Self>) -> Self::Result {
+        let inform = self.machine.inform(&participant);
+        if inform == Inform::Pending && !self.machine.is_undecided() {
+            warn_of_unknown_branch(self.id(), &participant);
+        }
+        actix::MessageResult(inform)
+    }
+}
+
+/// Somebody in doubt names a branch that a committed transaction does not have (design rule 16).
+pub(super) fn warn_of_unknown_branch(transaction: TransactionId, participant: &ParticipantName) {
+    warn!(
+        %transaction, %participant,
+        "an inquiry names a branch that the committed transaction does not have: it is told pending; was the \
+         participant renamed?"
+    );
+}
+
+/// A client or a participant enlists a branch.
+#[derive(Message)]
+#[rtype(result = "actix::MessageResult<Enlist>")]
+pub struct Enlist {
+    /// Whose branch.
+    pub participant: ParticipantName,
+    /// What it is to do.
+    pub operations: Operations,
+    /// Set by a participant that enlists itself.
+    pub session: Option<Session>,
+}
+
+/// What became of an [`Enlist`].
+pub enum EnlistOutcome {
+    /// It is enlisted.
+    Enlisted {
+        /// Now, or before.
+        how: Enlisted,
+        /// The branch, and what is left until the deadline.
+        answer: EnlistAnswer,
+    },
+    /// It is not; the transaction's state is shown.
+    Refused(EnlistRefused, Box<TransactionView>),
+    /// Nobody registered that name.
+    UnknownParticipant,
+}
+
+impl Handler<Enlist> for TransactionActor {
+    type Result = actix::MessageResult<Enlist>;
+
+    fn handle(&mut self, enlist: Enlist, ctx: &mut Context<Self>) -> Self::Result {
+        let Enlist { participant, operations, session } = enlist;
+        if !self.links.couriers.is_registered(&participant) {
+            return actix::MessageResult(EnlistOutcome::UnknownParticipant);
+        }
+        self.take(Event::Enlist { participant: participant.clone(), operations, session }, ctx);
+        let view = self.view();
+        let branch = view.branches.iter().find(|branch| branch.participant == participant).cloned();
+        let answer = match (self.enlist_answer.take(), branch) {
+            (Some(Ok(how)), Some(branch)) => {
+                EnlistOutcome::Enlisted { how, answer: EnlistAnswer { branch, remaining_ms: self.remaining_ms() } }
+            }
+            (Some(Err(refused)), _) => EnlistOutcome::Refused(refused, Box::new(view)),
+            (Some(Ok(_)) | None, _) => EnlistOutcome::Refused(EnlistRefused::NotActive, Box::new(view)),
+        };
+        actix::MessageResult(answer)
+    }
+}
+
+impl TransactionActor {
+    fn remaining_ms(&self) -> u64 {
+        let remaining = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        remaining.map_or(0, |left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+    }
+}
