@@ -14,6 +14,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User};
 use tempfile::TempDir;
+use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 
 use crate::spawn::DeathSignal;
@@ -29,6 +30,8 @@ pub const TEMPLATE_VARIABLE: &str = "UNANIMOUS_TEST_PG_TEMPLATE";
 const SUPERUSER: &str = "postgres";
 /// Crash recovery after a kill is a part of this.
 const READINESS: Duration = Duration::from_secs(60);
+/// Whoever else has its port may accept a connection and then say nothing.
+const ANSWER: Duration = Duration::from_secs(5);
 const STOPPING: Duration = Duration::from_secs(60);
 /// Another program may take a free port before the server does; that often in a row it does not.
 const PORTS_TRIED: u32 = 10;
@@ -291,14 +294,10 @@ impl Cluster {
             if let Some(status) = server.exit_status() {
                 return Ok(Err(anyhow!("{what}: it ended instead, {status}")));
             }
-            let client = connect(&url).await?;
-            let row = client
-                .query_one("SELECT current_setting('data_directory')", &[])
-                .await?;
-            ensure!(
-                Path::new(row.get::<_, &str>(0)) == data,
-                "another server answers on its port"
-            );
+            let answered = timeout(ANSWER, data_directory(&url))
+                .await
+                .context("no answer")??;
+            ensure!(answered == data, "another server answers on its port");
             Ok(Ok(()))
         });
         let ready = ready.await.flatten();
@@ -391,6 +390,15 @@ impl Drop for Cluster {
         self.server.kill();
         remove_shared_memory(&self.data_directory());
     }
+}
+
+/// The data directory of the server that answers.
+async fn data_directory(url: &str) -> anyhow::Result<PathBuf> {
+    let client = connect(url).await?;
+    let row = client
+        .query_one("SELECT current_setting('data_directory')", &[])
+        .await?;
+    Ok(PathBuf::from(row.get::<_, String>(0)))
 }
 
 fn server_program(

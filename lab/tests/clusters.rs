@@ -1,6 +1,8 @@
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 use unanimous_lab::postgres::connect;
 use unanimous_lab::wait::until;
@@ -48,6 +50,27 @@ async fn a_killed_cluster_restarts_on_its_port_with_its_data() -> anyhow::Result
         .batch_execute("COMMIT PREPARED 'ours'")
         .await?;
     assert_eq!(number(&url).await?, 8);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_restart_waits_until_its_port_is_free_again() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(&Options::default()).await?;
+    cluster.kill();
+    let other = TcpListener::bind((Ipv4Addr::LOCALHOST, cluster.port())).await?;
+    let leaves = tokio::spawn(async move {
+        // The restart asks its port whether it is ready, and reaches the other one. Often enough for a
+        // server to have tried the port meanwhile.
+        for _ in 0..30 {
+            other.accept().await.ok();
+        }
+    });
+    cluster.restart().await?;
+    leaves.await?;
+    ensure!(
+        cluster.output()?.contains("Address already in use"),
+        "the port was never taken"
+    );
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::future::pending;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitCode, ExitStatus};
+use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -53,6 +53,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let (program, rest) = arguments.command.split_first().context("no command")?;
     let mut command = command_that_dies_with_us(program, DeathSignal::Kill, None);
     command.args(rest);
+    remove_what_cargo_run_has_set(&mut command);
     command.env(scratch::DIRECTORY_VARIABLE, directory.path());
     command.env(postgres::TEMPLATE_VARIABLE, template.path());
     for (index, cluster) in clusters.iter().enumerate() {
@@ -64,6 +65,17 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     drop(clusters);
     kill_all_descendants();
     Ok(exit_code(status))
+}
+
+/// Started by `cargo run`, we carry variables that describe our own package. To a cargo below us they
+/// look like a changed environment, and it would build some dependencies again.
+fn remove_what_cargo_run_has_set(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
 }
 
 /// What interrupts the wait for the command.
