@@ -1,6 +1,6 @@
 //! A process and all that descend from it, as `/proc` shows them.
 //!
-//! A server's backends are sessions of their own, so there is no process group to signal: they are
+//! Each of a server's backends is in a process group of its own, so there is no group to signal: they are
 //! found by their parents.
 
 use std::fs;
