@@ -5,8 +5,8 @@
 //! Linux (`/proc`, and `setpriv` of util-linux), because only there can a child be made to die with
 //! its parent whatever kills the parent.
 //!
-//! Errors here are [`anyhow::Error`]: nobody can repair a server that does not start in the middle of
-//! a test, so they are written for the person who reads the failure, with the end of the output.
+//! Errors here are [`anyhow::Error`]: nobody can repair a server that does not start in the middle
+//! of a test, so they are written for the person who reads the failure, with the end of the output.
 
 pub mod ports;
 pub mod postgres;

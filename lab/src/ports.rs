@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, bail};
 
-// Below the range from which Linux takes the local ports of outgoing connections (32768 and up): from
-// there somebody's connection could take the port of a server while it is dead.
+// Below the range from which Linux takes the local ports of outgoing connections (32768 and up):
+// from there somebody's connection could take the port of a server while it is dead.
 const FIRST: u32 = 15_000;
 const COUNT: u32 = 17_000;
 

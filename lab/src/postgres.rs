@@ -1,5 +1,5 @@
-//! Private Postgres clusters: real servers on 127.0.0.1 with a data directory of their own, that can be
-//! stopped, killed, paused and brought back on the same port with their data.
+//! Private Postgres clusters: real servers on 127.0.0.1 with a data directory of their own, that
+//! can be stopped, killed, paused and brought back on the same port with their data.
 //!
 //! `fsync` and `synchronous_commit` are on, as in production: what we claim rests on them.
 
@@ -181,8 +181,8 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Room for 300 connections and 100 prepared transactions; the template that `with-clusters` made,
-    /// if it is there.
+    /// Room for 300 connections and 100 prepared transactions; the template that `with-clusters`
+    /// made, if it is there.
     fn default() -> Self {
         Self {
             name: "postgres".to_owned(),
@@ -367,7 +367,8 @@ impl Cluster {
         loop {
             self.server.restart()?;
             match self.wait_until_ready().await {
-                // Whoever took the port while it was free (a test that looked for one) will leave again.
+                // Whoever took the port while it was free (a test that looked for one) will leave
+                // again.
                 Err(_) if self.port_was_taken() && begun.elapsed() < READINESS => {}
                 ready => return ready,
             }
@@ -450,8 +451,8 @@ async fn copy(template: &Path, data: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A server that was killed leaves a small System V segment, by which the next one in this directory
-/// notices backends that still live. There is no next one any more.
+/// A server that was killed leaves a small System V segment, by which the next one in this
+/// directory notices backends that still live. There is no next one any more.
 fn remove_shared_memory(data: &Path) {
     let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else {
         return;

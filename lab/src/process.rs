@@ -254,8 +254,8 @@ impl Process {
         }
     }
 
-    /// SIGTERM, and waits until it has ended. One that does not end in 30 s is killed, and that is an
-    /// error.
+    /// SIGTERM, and waits until it has ended. One that does not end in 30 s is killed, and that is
+    /// an error.
     pub async fn terminate(&mut self) -> anyhow::Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         let ended = self.wait_exit(TERMINATION).await;

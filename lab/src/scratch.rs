@@ -9,8 +9,8 @@ use tempfile::{Builder, NamedTempFile, TempDir};
 
 /// Names the directory below which everything temporary goes; the system's own by default.
 ///
-/// `with-clusters` sets it to a directory of its own and removes that at the end. So a test that was
-/// killed, and could not clean up, leaves nothing behind either.
+/// `with-clusters` sets it to a directory of its own and removes that at the end. So a test that
+/// was killed, and could not clean up, leaves nothing behind either.
 pub const DIRECTORY_VARIABLE: &str = "UNANIMOUS_LAB_DIR";
 
 fn root() -> PathBuf {

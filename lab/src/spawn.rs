@@ -15,8 +15,8 @@ use nix::unistd::User;
 pub enum DeathSignal {
     /// It ends at once.
     Kill,
-    /// It may clean up, without waiting for anybody. A Postgres server removes its shared memory; at
-    /// SIGTERM it would wait for its clients first.
+    /// It may clean up, without waiting for anybody. A Postgres server removes its shared memory;
+    /// at SIGTERM it would wait for its clients first.
     Quit,
 }
 
@@ -43,8 +43,8 @@ pub fn command_that_dies_with_us(
     command
 }
 
-/// A command to be started in a process group of its own: a Ctrl-C at the terminal is for us, and we
-/// end our children in good order.
+/// A command to be started in a process group of its own: a Ctrl-C at the terminal is for us, and
+/// we end our children in good order.
 pub(crate) fn in_its_own_group(command: &mut Command) -> &mut Command {
     command.process_group(0)
 }
@@ -54,8 +54,9 @@ struct Order {
     answer: Sender<io::Result<Child>>,
 }
 
-/// The kernel sends the parent's death signal when the *thread* that started the child ends, not the
-/// process. A thread of a runtime's pool or of a test may end long before we do; this one never does.
+/// The kernel sends the parent's death signal when the *thread* that started the child ends, not
+/// the process. A thread of a runtime's pool or of a test may end long before we do; this one never
+/// does.
 static SPAWNER: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
     let (orders, inbox): (_, Receiver<Order>) = mpsc::channel();
     thread::spawn(move || {

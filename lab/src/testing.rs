@@ -1,4 +1,5 @@
-//! What tests take from the two clusters that `unanimous-lab with-clusters` started for the whole run.
+//! What tests take from the two clusters that `unanimous-lab with-clusters` started for the whole
+//! run.
 
 use anyhow::Context;
 

@@ -1,7 +1,7 @@
 //! A process and all that descend from it, as `/proc` shows them.
 //!
-//! Each of a server's backends is in a process group of its own, so there is no group to signal: they are
-//! found by their parents.
+//! Each of a server's backends is in a process group of its own, so there is no group to signal:
+//! they are found by their parents.
 
 use std::fs;
 use std::thread::sleep;
@@ -103,8 +103,8 @@ pub(crate) fn pause(root: Pid) {
     }
 }
 
-/// Lets a paused process and its descendants go on, children first: a parent that wakes up finds them
-/// alive.
+/// Lets a paused process and its descendants go on, children first: a parent that wakes up finds
+/// them alive.
 pub(crate) fn resume(root: Pid) {
     for pid in descendants(root).into_iter().rev().chain([root]) {
         send(pid, Signal::SIGCONT);
@@ -127,8 +127,8 @@ fn kill_each(pids: &[Pid]) {
 
 /// Kills everything that still descends from this process.
 ///
-/// A process that called `prctl(PR_SET_CHILD_SUBREAPER)` inherits the orphans below it, so that this
-/// reaches what killed children have left behind, a server stopped by SIGSTOP included.
+/// A process that called `prctl(PR_SET_CHILD_SUBREAPER)` inherits the orphans below it, so that
+/// this reaches what killed children have left behind, a server stopped by SIGSTOP included.
 pub fn kill_all_descendants() {
     loop {
         let left = descendants(nix::unistd::getpid());

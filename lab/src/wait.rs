@@ -51,8 +51,8 @@ impl Seen for bool {
 /// waited for and what was seen last.
 ///
 /// `look` returns `bool`, `Option<T>`, or `Result<T, E>` whose error says what is there instead: an
-/// error only means *not yet*. A look that hangs (a paused server does not answer) counts as the last
-/// thing seen.
+/// error only means *not yet*. A look that hangs (a paused server does not answer) counts as the
+/// last thing seen.
 pub async fn until<S: Seen>(
     what: &str,
     timeout: Duration,

@@ -59,8 +59,8 @@ async fn a_restart_waits_until_its_port_is_free_again() -> anyhow::Result<()> {
     cluster.kill();
     let other = TcpListener::bind((Ipv4Addr::LOCALHOST, cluster.port())).await?;
     let leaves = tokio::spawn(async move {
-        // The restart asks its port whether it is ready, and reaches the other one. Often enough for a
-        // server to have tried the port meanwhile.
+        // The restart asks its port whether it is ready, and reaches the other one. Often enough
+        // for a server to have tried the port meanwhile.
         for _ in 0..30 {
             other.accept().await.ok();
         }

@@ -24,8 +24,9 @@ const GRACE: Duration = Duration::from_secs(20);
 
 /// Runs a command with Postgres clusters of its own, and ends as it ends.
 ///
-/// The command finds their URLs in `UNANIMOUS_TEST_POSTGRES_1`, `_2` and so on, and a data directory to
-/// copy in `UNANIMOUS_TEST_PG_TEMPLATE`. Nothing is left behind, also of what the command left running.
+/// The command finds their URLs in `UNANIMOUS_TEST_POSTGRES_1`, `_2` and so on, and a data
+/// directory to copy in `UNANIMOUS_TEST_PG_TEMPLATE`. Nothing is left behind, also of what the
+/// command left running.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// How many clusters to start.
@@ -37,9 +38,11 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    // From here on the orphans of the command's killed children are ours, and can be found at the end.
+    // From here on the orphans of the command's killed children are ours, and can be found at the
+    // end.
     set_child_subreaper(true).context("cannot adopt the command's orphans")?;
-    // Before anything is started: a signal that comes now must still lead to the end of this function.
+    // Before anything is started: a signal that comes now must still lead to the end of this
+    // function.
     let mut signals = Signals::listen()?;
 
     let directory = scratch::directory("run")?;
@@ -67,8 +70,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(exit_code(status))
 }
 
-/// Started by `cargo run`, we carry variables that describe our own package. To a cargo below us they
-/// look like a changed environment, and it would build some dependencies again.
+/// Started by `cargo run`, we carry variables that describe our own package. To a cargo below us
+/// they look like a changed environment, and it would build some dependencies again.
 fn remove_what_cargo_run_has_set(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -110,7 +113,8 @@ async fn wait(mut child: Child, signals: &mut Signals) -> anyhow::Result<ExitSta
                 child.kill().context("cannot kill the command")?;
                 return child.wait().context("cannot wait for the command");
             }
-            // A Ctrl-C at the terminal reaches the command too, and sent twice it would mean "at once".
+            // A Ctrl-C at the terminal reaches the command too, and sent twice it would mean "at
+            // once".
             _ = signals.interrupt.recv() => {}
             _ = signals.terminate.recv() => { kill(pid, Signal::SIGTERM).ok(); }
         }
