@@ -1,0 +1,32 @@
+# What people and CI run. `make` alone lists it.
+
+SHELL := /bin/sh
+target := $(or $(CARGO_TARGET_DIR),target)
+lab := $(target)/debug/unanimous-lab
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+# The tests come last, so that a run ends with their summary. Binaries and tests are built by one
+# command with one choice of features, or cargo would build some dependencies twice.
+.PHONY: test
+test: ## all checks and tests, as CI runs them; changes nothing
+	scripts/tools.sh
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	cargo build --workspace --bins --tests
+	cargo test --workspace --doc
+	$(lab) with-clusters -- cargo nextest run --workspace
+
+.PHONY: fix
+fix: ## format, and apply what clippy can repair
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+.PHONY: demo
+demo: ## see a commit, a refusal, and a coordinator that is killed and recovers
+	scripts/tools.sh postgres
+	cargo build -p unanimous -p unanimous-bank -p unanimous-lab --bins
+	$(lab) demo

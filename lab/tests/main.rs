@@ -1,0 +1,5 @@
+//! The lab itself: what other tests rest on is tested with real processes and real servers.
+
+mod clusters;
+mod processes;
+mod with_clusters;

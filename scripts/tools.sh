@@ -1,0 +1,60 @@
+#!/bin/sh
+# Checks that the programs are there which tests and demo need beside cargo: `tools.sh [postgres]`,
+# with an argument only for that one. In CI, and for root on Debian or Ubuntu, it installs what is
+# missing; elsewhere it says what to install.
+set -eu
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+has_postgres() {
+    [ -n "${UNANIMOUS_POSTGRES_BIN:-}" ] && return 0
+    have initdb && have postgres && return 0
+    for initdb in /usr/lib/postgresql/*/bin/initdb; do
+        [ -x "$initdb" ] && return 0
+    done
+    return 1
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+install_package() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"
+}
+
+install_postgres() {
+    as_root apt-get update
+    install_package postgresql-common
+    # Debian starts a server of its own with the package. It would only stand in the way.
+    as_root sed -i -E 's/^#? *create_main_cluster.*/create_main_cluster = false/' \
+        /etc/postgresql-common/createcluster.conf
+    install_package postgresql
+}
+
+have setpriv || fail "setpriv is missing: it is part of util-linux; tests and demo need Linux"
+
+if ! has_postgres; then
+    if have apt-get && { [ "${CI:-}" = true ] || [ "$(id -u)" = 0 ]; }; then
+        install_postgres
+    else
+        fail "the Postgres server programs (initdb, postgres) are missing. Debian, Ubuntu:" \
+            "apt-get install postgresql; Fedora: dnf install postgresql-server; elsewhere install" \
+            "Postgres 14 or newer and set UNANIMOUS_POSTGRES_BIN to the directory of its programs"
+    fi
+fi
+
+[ "${1:-}" = postgres ] && exit 0
+
+if ! cargo nextest --version >/dev/null 2>&1; then
+    if [ "${CI:-}" = true ]; then
+        cargo install cargo-nextest --locked --version 0.9.143
+    else
+        fail "cargo-nextest is missing: cargo install cargo-nextest --locked"
+    fi
+fi
