@@ -9,7 +9,7 @@
 //! - Frames that a dying process left unsynced in the WAL are *visible* to the next one. So a start checkpoints
 //!   (TRUNCATE), which syncs them, before it reads (design rule 10).
 //! - The automatic checkpoint ignores errors, a failed fsync among them, after which the pages may look clean and never
-//!   reach the disk. So it is off, and [`Core::checkpoint`] does it between two writes and minds the result.
+//!   reach the disk. So it is off, and `Core::checkpoint` does it between two writes and minds the result.
 //! - An error may leave a transaction open, or may have ended it. So every failed write ends with a rollback, or with
 //!   the connection thrown away.
 
@@ -77,17 +77,22 @@ pub struct SqliteLog {
 
 /// What a write that outlives its caller still needs.
 struct Core {
-    /// Empty after a failure that left its state in doubt; the next write connects again.
-    writing: Mutex<Option<SqliteConnection>>,
+    writing: Mutex<Writing>,
     writing_options: SqliteConnectOptions,
     readers: SqlitePool,
     /// Set by the first failure after which nothing here may be believed. Every later call fails with it.
     broken: OnceLock<String>,
-    /// Held as long as anything can write.
-    _lock: File,
     /// Lets a test hold a write between its check and its commit.
     #[cfg(test)]
     before_commit: super::memory::Gate,
+}
+
+/// What one write at a time has.
+struct Writing {
+    /// Empty after a failure that left its state in doubt; the next write connects again.
+    connection: Option<SqliteConnection>,
+    /// Held as long as anything can write; given up by [`SqliteLog::close`], after which nothing can.
+    lock: Option<File>,
 }
 
 /// Why a file can not be opened as a decision log.
@@ -194,11 +199,13 @@ impl SqliteLog {
             .connect_lazy_with(options.pragma("query_only", "ON"));
         Ok(Self {
             core: Arc::new(Core {
-                writing: Mutex::new(Some(writing)),
+                writing: Mutex::new(Writing {
+                    connection: Some(writing),
+                    lock: Some(lock),
+                }),
                 writing_options,
                 readers,
                 broken: OnceLock::new(),
-                _lock: lock,
                 #[cfg(test)]
                 before_commit: super::memory::Gate::default(),
             }),
@@ -209,7 +216,7 @@ impl SqliteLog {
     pub async fn close(self) {
         let mut writing = self.core.writing.lock().await;
         self.core.readers.close().await;
-        if let Some(connection) = writing.take()
+        if let Some(connection) = writing.connection.take()
             && let Err(error) = connection.close().await
         {
             // All that was promised is in the WAL already.
@@ -218,6 +225,8 @@ impl SqliteLog {
                 "closing the decision log"
             );
         }
+        // Last, so that the next process finds the file closed.
+        writing.lock = None;
     }
 }
 
@@ -449,7 +458,7 @@ impl Core {
             // Nobody is there to hear it when the caller went away.
             let _ = answer.send(written);
             // After the answer, so that nobody waits for it but the next write, which needs the connection.
-            if committed && let Some(connection) = &mut *writing {
+            if committed && let Some(connection) = &mut writing.connection {
                 core.checkpoint(connection).await;
             }
         });
@@ -458,20 +467,19 @@ impl Core {
         answered.await.unwrap_or_else(|_| Err(torn_down()))
     }
 
-    async fn write_on<T>(
-        &self,
-        writing: &mut Option<SqliteConnection>,
-        job: Job<T>,
-    ) -> Result<T, WriteError> {
+    async fn write_on<T>(&self, writing: &mut Writing, job: Job<T>) -> Result<T, WriteError> {
         self.check_trusted()?;
-        let connection = match writing {
+        if writing.lock.is_none() {
+            return Err(WriteError::Unavailable("the log was closed".into()));
+        }
+        let connection = match &mut writing.connection {
             Some(connection) => connection,
-            None => writing.insert(self.noting(self.writing_options.connect().await)?),
+            none => none.insert(self.noting(self.writing_options.connect().await)?),
         };
         let result = self.transact(connection, job).await;
         if result.is_err() && !rolled_back(connection).await {
             // Its state is unknown, so it goes. Closing ends whatever it had open.
-            *writing = None;
+            writing.connection = None;
         }
         result
     }
@@ -1151,7 +1159,7 @@ impl SqliteLog {
     /// Runs SQL of a test on the writing connection, for what is set for one connection.
     pub(super) async fn on_the_writing_connection(&self, sql: &str) {
         let mut writing = self.core.writing.lock().await;
-        let connection = writing.as_mut().unwrap();
+        let connection = writing.connection.as_mut().unwrap();
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
             .execute(connection)
             .await
