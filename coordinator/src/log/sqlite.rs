@@ -596,27 +596,7 @@ fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
 impl From<sqlx::Error> for LogError {
     fn from(error: sqlx::Error) -> Self {
         let broken = match sqlite_code(&error) {
-            // Not a word about the data: a lock, memory, the shared index of the WAL.
-            Some(
-                code::IOERR_UNLOCK
-                | code::IOERR_RDLOCK
-                | code::IOERR_NOMEM
-                | code::IOERR_CHECKRESERVEDLOCK
-                | code::IOERR_LOCK
-                | code::IOERR_SHMOPEN
-                | code::IOERR_SHMSIZE
-                | code::IOERR_SHMLOCK
-                | code::IOERR_SHMMAP,
-            ) => false,
-            Some(code::READONLY_DBMOVED) => true,
-            Some(extended) => match extended & 0xff {
-                // Every other I/O error, fsync's above all, may have lost what was written before (rule 10).
-                code::IOERR | code::CORRUPT | code::NOTADB => true,
-                // Our own statements do not fail so on our own schema, and will not when repeated.
-                code::ERROR | code::MISUSE => true,
-                // Full disk, busy file, no more descriptors, mounted read-only: somebody can help, and it goes on.
-                _ => false,
-            },
+            Some(extended) => is_broken(extended),
             None => is_broken_without_a_code(&error),
         };
         if broken {
@@ -624,6 +604,31 @@ impl From<sqlx::Error> for LogError {
         } else {
             Self::Unavailable(error.into())
         }
+    }
+}
+
+/// Whether nothing may be believed any more after this result code.
+fn is_broken(extended: i32) -> bool {
+    match extended {
+        // Not a word about the data: a lock, memory, the shared index of the WAL.
+        code::IOERR_UNLOCK
+        | code::IOERR_RDLOCK
+        | code::IOERR_NOMEM
+        | code::IOERR_CHECKRESERVEDLOCK
+        | code::IOERR_LOCK
+        | code::IOERR_SHMOPEN
+        | code::IOERR_SHMSIZE
+        | code::IOERR_SHMLOCK
+        | code::IOERR_SHMMAP => false,
+        code::READONLY_DBMOVED => true,
+        _ => match extended & 0xff {
+            // Every other I/O error, fsync's above all, may have lost what was written before (rule 10).
+            code::IOERR | code::CORRUPT | code::NOTADB => true,
+            // Our own statements do not fail so on our own schema, and will not when repeated.
+            code::ERROR | code::MISUSE => true,
+            // Full disk, busy file, no more descriptors, mounted read-only: somebody can help, and it goes on.
+            _ => false,
+        },
     }
 }
 
@@ -1323,4 +1328,46 @@ fn decision(row: &SqliteRow) -> Result<Decision, LogError> {
     };
     let branches = parsed("branches", serde_json::from_str(row.try_get("branches")?))?;
     Ok(Decision { verdict, branches })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the numbers of sqlite.org/rescode.html, which are not the constants above.
+    #[test]
+    fn a_failed_fsync_ends_the_process_and_a_full_disk_does_not() {
+        let [ioerr_write, ioerr_fsync, ioerr_dir_fsync] = [778, 1034, 1290];
+        let [corrupt, corrupt_index, notadb, readonly_dbmoved] = [11, 779, 26, 1032];
+        for extended in [
+            ioerr_write,
+            ioerr_fsync,
+            ioerr_dir_fsync,
+            10,
+            corrupt,
+            corrupt_index,
+        ] {
+            assert!(is_broken(extended), "{extended}");
+        }
+        assert!(is_broken(notadb) && is_broken(readonly_dbmoved));
+        let [busy, busy_snapshot, locked, nomem, readonly, full, cantopen] =
+            [5, 517, 6, 7, 8, 13, 14];
+        let [
+            ioerr_nomem,
+            ioerr_lock,
+            ioerr_shmmap,
+            constraint_foreign_key,
+        ] = [3082, 3850, 5386, 787];
+        for extended in [busy, busy_snapshot, locked, nomem, readonly, full, cantopen] {
+            assert!(!is_broken(extended), "{extended}");
+        }
+        for extended in [
+            ioerr_nomem,
+            ioerr_lock,
+            ioerr_shmmap,
+            constraint_foreign_key,
+        ] {
+            assert!(!is_broken(extended), "{extended}");
+        }
+    }
 }
