@@ -1,0 +1,460 @@
+//! The decision log in memory, for tests: keeps the contract of [`DecisionLog`] as long as nothing is made to fail, and
+//! fails as a test asks, in every way that a real one can.
+//!
+//! It has two states: what a reader sees, and what is on the imagined disk. A forced write makes both equal, an
+//! unforced one changes only the first, and [`MemoryLog::crash`] goes back to the second.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Mutex, MutexGuard},
+};
+
+use async_trait::async_trait;
+use tokio::sync::{oneshot, watch};
+use unanimous_protocol::{
+    id::{Epoch, LogIdentity, Node, Prefix, TransactionId},
+    record::{IdempotencyKey, Record, Standing},
+};
+
+use super::{
+    Appends, Batch, Decided, DecisionLog, Head, IdentityChange, LogError, Opened, Refused, View,
+    WriteError, Writer, draw_identity,
+};
+
+/// How a write fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Unavailable, and nothing was written.
+    Before,
+    /// Unavailable, and what was written is seen by readers and lost in a crash, unless a later forced write makes it
+    /// durable. Whoever reads back instead of repeating tells a commit that is not one (rule 10).
+    Visible,
+    /// Unavailable, and the write is durable.
+    Durable,
+    /// Broken, and nothing was written. Every later call is broken too.
+    Broken,
+}
+
+/// A place where writes wait between their check and their commit while a test holds it.
+#[derive(Debug, Default)]
+pub struct Gate {
+    held: watch::Sender<bool>,
+    waiting: watch::Sender<usize>,
+}
+
+impl Gate {
+    /// From now on who comes waits.
+    pub fn hold(&self) {
+        self.held.send_replace(true);
+    }
+
+    /// Lets all go on.
+    pub fn release(&self) {
+        self.held.send_replace(false);
+        self.waiting.send_replace(0);
+    }
+
+    /// Returns when a write waits.
+    pub async fn reached(&self) {
+        self.waiting
+            .subscribe()
+            .wait_for(|waiting| *waiting > 0)
+            .await
+            .unwrap();
+    }
+
+    pub(super) async fn pass(&self) {
+        if *self.held.borrow() {
+            self.waiting.send_modify(|waiting| *waiting += 1);
+            self.held.subscribe().wait_for(|held| !held).await.unwrap();
+        }
+    }
+}
+
+/// Everything in a log at one moment: [`MemoryLog::restore`] makes a log go back to it.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The last one is the present one.
+    identities: Vec<LogIdentity>,
+    epochs: BTreeMap<Node, (Epoch, u64)>,
+    records: BTreeMap<TransactionId, Record>,
+    keys: BTreeMap<IdempotencyKey, TransactionId>,
+    forgotten: BTreeMap<Prefix, TransactionId>,
+}
+
+#[derive(Debug)]
+struct State {
+    visible: Snapshot,
+    durable: Snapshot,
+    faults: VecDeque<Fault>,
+    refused: BTreeSet<TransactionId>,
+    answers: bool,
+    broken: bool,
+    appends_wait: bool,
+    /// Unforced writes that are not durable yet. Dropping one tells its caller that it was lost.
+    unforced: Vec<oneshot::Sender<()>>,
+}
+
+/// A [`DecisionLog`] in memory.
+#[derive(Debug)]
+pub struct MemoryLog {
+    is_exclusive: bool,
+    /// Held by a write from its check to its commit, as an epoch's row is locked in a database.
+    writing: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    /// Where writes wait between their check and their commit while a test holds it.
+    pub gate: Gate,
+}
+
+impl MemoryLog {
+    /// An empty log of one process, as a file is.
+    #[must_use]
+    pub fn exclusive() -> Self {
+        Self::new(true)
+    }
+
+    /// An empty log that several coordinators share, as a database is.
+    #[must_use]
+    pub fn shared() -> Self {
+        Self::new(false)
+    }
+
+    fn new(is_exclusive: bool) -> Self {
+        let empty = Snapshot {
+            identities: vec![LogIdentity(rand::random())],
+            epochs: BTreeMap::new(),
+            records: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
+        };
+        Self {
+            is_exclusive,
+            writing: tokio::sync::Mutex::new(()),
+            state: Mutex::new(State {
+                visible: empty.clone(),
+                durable: empty,
+                faults: VecDeque::new(),
+                refused: BTreeSet::new(),
+                answers: true,
+                broken: false,
+                appends_wait: false,
+                unforced: Vec::new(),
+            }),
+            gate: Gate::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// The next `writes` writes fail so, after the ones that were asked for before.
+    pub fn fail_next(&self, writes: usize, fault: Fault) {
+        self.state()
+            .faults
+            .extend(std::iter::repeat_n(fault, writes));
+    }
+
+    /// Whether the log answers at all. While it does not, every call is unavailable and nothing is written.
+    pub fn set_answering(&self, answers: bool) {
+        self.state().answers = answers;
+    }
+
+    /// The store will have no record of this transaction.
+    pub fn refuse(&self, id: TransactionId) {
+        self.state().refused.insert(id);
+    }
+
+    /// Whether [`DecisionLog::append`] waits for a forced write, or for [`Self::flush`], instead of being durable at
+    /// once.
+    pub fn let_appends_wait(&self, wait: bool) {
+        self.state().appends_wait = wait;
+    }
+
+    /// Makes all that is visible durable.
+    pub fn flush(&self) {
+        self.state().flush();
+    }
+
+    /// The machine dies and comes back: what was not durable is gone, and appends that waited are unavailable.
+    pub fn crash(&self) {
+        let mut state = self.state();
+        state.visible = state.durable.clone();
+        state.unforced.clear();
+    }
+
+    /// What is durable now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.state().durable.clone()
+    }
+
+    /// The log goes back: somebody restored a backup.
+    pub fn restore(&self, snapshot: Snapshot) {
+        let mut state = self.state();
+        state.visible = snapshot.clone();
+        state.durable = snapshot;
+    }
+
+    /// Says that records up to this one, of its prefix, may be gone.
+    pub fn mark_forgotten(&self, through: TransactionId) {
+        let mut state = self.state();
+        state.visible.forgotten.insert(through.prefix(), through);
+        state.durable = state.visible.clone();
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> Result<T, LogError> {
+        let state = self.state();
+        state.check_answers()?;
+        Ok(read(&state.visible))
+    }
+
+    /// One write: checked and changed on a copy, held, and then put in place as the next fault has it.
+    async fn write<T>(
+        &self,
+        forced: bool,
+        change: impl FnOnce(&mut Snapshot, &BTreeSet<TransactionId>) -> Result<T, WriteError> + Send,
+    ) -> Result<T, WriteError> {
+        let writing = self.writing.lock().await;
+        let (mut next, refused) = {
+            let state = self.state();
+            state.check_answers()?;
+            (state.visible.clone(), state.refused.clone())
+        };
+        let done = change(&mut next, &refused)?;
+        drop(refused);
+        self.gate.pass().await;
+        let mut state = self.state();
+        state.check_answers()?;
+        let fault = state.faults.pop_front();
+        match fault {
+            None | Some(Fault::Visible | Fault::Durable) => state.visible = next,
+            Some(Fault::Before) => {}
+            Some(Fault::Broken) => state.broken = true,
+        }
+        if forced && matches!(fault, None | Some(Fault::Durable)) {
+            state.flush();
+        }
+        drop(state);
+        drop(writing);
+        match fault {
+            None => Ok(done),
+            Some(Fault::Broken) => Err(WriteError::Broken("a test broke the log".into())),
+            Some(Fault::Before | Fault::Visible | Fault::Durable) => Err(WriteError::Unavailable(
+                "a test made the write unclear".into(),
+            )),
+        }
+    }
+}
+
+impl State {
+    fn flush(&mut self) {
+        self.durable = self.visible.clone();
+        for written in self.unforced.drain(..) {
+            // Whoever waited may have gone away.
+            let _ = written.send(());
+        }
+    }
+
+    fn check_answers(&self) -> Result<(), LogError> {
+        if self.broken {
+            Err(LogError::Broken("a test broke the log".into()))
+        } else if self.answers {
+            Ok(())
+        } else {
+            Err(LogError::Unavailable("a test took the log away".into()))
+        }
+    }
+}
+
+impl Snapshot {
+    fn head(&self, node: Node) -> Head {
+        let (epoch, decisions) = self.epochs.get(&node).copied().unzip();
+        Head {
+            identity: self.identity(),
+            former: self.former(),
+            epoch,
+            decisions: decisions.unwrap_or(0),
+        }
+    }
+
+    fn identity(&self) -> LogIdentity {
+        *self.identities.last().unwrap()
+    }
+
+    fn former(&self) -> Vec<LogIdentity> {
+        self.identities[..self.identities.len() - 1].to_vec()
+    }
+
+    /// The first writer wins, over the id and over the key.
+    fn insert(&mut self, proposal: &Record) -> Standing {
+        let header = &proposal.header;
+        if let Some(earlier) = self.records.get(&header.id) {
+            return if earlier.decision == proposal.decision {
+                Standing::Proposed
+            } else {
+                Standing::Earlier(earlier.decision.clone())
+            };
+        }
+        if let Some(claim) = &header.key {
+            if let Some(holder) = self.keys.get(&claim.key) {
+                return Standing::KeyHeldBy(*holder);
+            }
+            self.keys.insert(claim.key.clone(), header.id);
+        }
+        self.records.insert(header.id, proposal.clone());
+        Standing::Proposed
+    }
+
+    fn append(&mut self, appends: &Appends, refused: &BTreeSet<TransactionId>) {
+        for record in &appends.records {
+            if !refused.contains(&record.header.id) {
+                self.insert(record);
+            }
+        }
+        for (id, at) in &appends.finishes {
+            if let Some(record) = self.records.get_mut(id) {
+                record.finished_at.get_or_insert(*at);
+            }
+        }
+    }
+
+    fn raise(&mut self, node: Node) -> Result<Epoch, LogError> {
+        let row = self.epochs.get(&node);
+        let (newest, decisions) =
+            row.map_or((0, 0), |(epoch, decisions)| (epoch.number(), *decisions));
+        let raised = Epoch::new(newest + 1).ok_or_else(|| {
+            LogError::Broken(format!("node {node} has used up its epochs").into())
+        })?;
+        self.epochs.insert(node, (raised, decisions));
+        Ok(raised)
+    }
+}
+
+#[async_trait]
+impl DecisionLog for MemoryLog {
+    fn is_exclusive(&self) -> bool {
+        self.is_exclusive
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>, LogError> {
+        self.read(|log| log.epochs.keys().copied().collect())
+    }
+
+    async fn open_epoch(&self, node: Node) -> Result<Opened, LogError> {
+        let opened = self.write(true, |log, _| {
+            let epoch = log.raise(node)?;
+            let Head {
+                identity,
+                former,
+                decisions,
+                ..
+            } = log.head(node);
+            let writer = Writer {
+                node,
+                epoch,
+                identity,
+                decisions_at_least: decisions,
+            };
+            Ok(Opened { writer, former })
+        });
+        opened.await.map_err(unfenced)
+    }
+
+    async fn head(&self, node: Node) -> Result<Head, LogError> {
+        self.read(|log| log.head(node))
+    }
+
+    async fn decide(&self, writer: &Writer, batch: &Batch) -> Result<Decided, WriteError> {
+        let decided = self.write(true, |log, refused| {
+            log.head(writer.node).check(writer)?;
+            let decide = |proposal: &Record| {
+                writer.admits(proposal)?;
+                let transaction = proposal.header.id;
+                if refused.contains(&transaction) {
+                    return Err(Refused {
+                        transaction,
+                        cause: "a test refuses it".into(),
+                    });
+                }
+                Ok(log.insert(proposal))
+            };
+            let standings = batch.proposals.iter().map(decide).collect();
+            log.append(&batch.appends, refused);
+            let (_, decisions) = log.epochs.get_mut(&writer.node).unwrap();
+            *decisions += 1;
+            Ok(Decided {
+                standings,
+                decisions: *decisions,
+            })
+        });
+        decided.await
+    }
+
+    async fn append(&self, writer: &Writer, appends: &Appends) -> Result<(), WriteError> {
+        let (durable, became_durable) = oneshot::channel();
+        let written = self.write(false, |log, refused| {
+            log.head(writer.node).check(writer)?;
+            log.append(appends, refused);
+            // A flush from now on has this write in it, for no other write is between check and commit.
+            self.state().unforced.push(durable);
+            Ok(())
+        });
+        written.await?;
+        if !self.state().appends_wait {
+            self.flush();
+        }
+        let lost = |_| WriteError::Unavailable("a crash came before the write was durable".into());
+        became_durable.await.map_err(lost)
+    }
+
+    async fn look_up(&self, id: TransactionId) -> Result<View, LogError> {
+        self.read(|log| View {
+            record: log.records.get(&id).cloned(),
+            epoch: log.epochs.get(&id.node()).map(|(epoch, _)| *epoch),
+            identity: log.identity(),
+            former: log.former(),
+            forgotten_through: log.forgotten.get(&id.prefix()).copied(),
+        })
+    }
+
+    async fn by_key(&self, keys: &[IdempotencyKey]) -> Result<Vec<Option<Record>>, LogError> {
+        self.read(|log| {
+            let holder = |key| log.records.get(log.keys.get(key)?).cloned();
+            keys.iter().map(holder).collect()
+        })
+    }
+
+    async fn unfinished(&self, node: Node) -> Result<Vec<Record>, LogError> {
+        self.read(|log| {
+            let owed = |record: &&Record| {
+                record.header.id.node() == node
+                    && record.finished_at.is_none()
+                    && !record.decision.is_finished_at_once()
+            };
+            log.records.values().filter(owed).cloned().collect()
+        })
+    }
+
+    async fn new_identity(&self) -> Result<IdentityChange, LogError> {
+        let changed = self.write(true, |log, _| {
+            let former = log.identity();
+            let present = draw_identity(former, &log.former());
+            log.identities.push(present);
+            for node in log.epochs.keys().copied().collect::<Vec<_>>() {
+                log.raise(node)?;
+            }
+            Ok(IdentityChange { former, present })
+        });
+        changed.await.map_err(unfenced)
+    }
+}
+
+/// The errors of a write that no fence stands before.
+fn unfenced(error: WriteError) -> LogError {
+    match error {
+        WriteError::Unavailable(cause) => LogError::Unavailable(cause),
+        WriteError::Broken(cause) => LogError::Broken(cause),
+        WriteError::Fenced(_) | WriteError::WentBack(_) => unreachable!("nobody checked"),
+    }
+}

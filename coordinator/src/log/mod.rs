@@ -1,0 +1,447 @@
+//! The decision log: what a coordinator may not forget, and what stops it when it may not decide any more.
+//!
+//! [`DecisionLog`] is the durability contract; the backends keep it, and the suite in `contract.rs` asks every one of
+//! them the same questions. All SQL on decisions is in the backends. What is *not* here: when to write (the log writer
+//! groups what waits), what to tell whom (the protocol's machines), and how long a record is kept.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use unanimous_protocol::{
+    id::{Epoch, LogIdentity, Node, TransactionId},
+    record::{IdempotencyKey, Record, Standing, WallMillis},
+};
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+pub mod memory;
+pub mod sqlite;
+
+/// A durable log of decisions, shared by all nodes that have a row in it.
+///
+/// # What is promised
+///
+/// **One commit point** (design rule 1). A decision exists from the moment its record is durable, and by nothing else.
+/// A record is inserted once, conditionally, and never replaced: *the first writer wins*, over the transaction's id and
+/// over its idempotency key (rule 21). Writing presumed abort's decision record before telling anybody is what Mohan,
+/// Lindsay and Obermarck (1986) rest on; everything here serves that one write.
+///
+/// **`Ok` means durable** (rule 2). When [`Self::decide`], [`Self::append`], [`Self::open_epoch`] or
+/// [`Self::new_identity`] return `Ok`, the write survives the process and the machine, as far as the backend can promise
+/// it. A *read* promises less: what it returns may be visible and not yet durable, if an unclear write of it is not
+/// repeated. That is why an unclear write is repeated and never read back (rule 10).
+///
+/// **Unclear is not failed** (rule 10). After [`WriteError::Unavailable`] the write may or may not have happened, and
+/// may still happen. The caller repeats the *same* write until it is clear. The repeat takes what the first one took
+/// (the epoch's lock), so its own commit makes everything before it durable too; what the first one managed to write it
+/// finds standing as [`Standing::Proposed`]. No backend and no driver repeats anything by itself.
+///
+/// **The fence** (rule 11 and section 4). Every write is conditional, *in its own atomic step*, on the writer's epoch
+/// being its node's newest, on the log's identity being the writer's, and on the decision counter not being below what
+/// the writer has seen. Otherwise it takes nothing, not one record of the batch, and says which:
+/// [`WriteError::Fenced`] when somebody newer rules, [`WriteError::WentBack`] when the log is not what it was. The step
+/// conflicts with [`Self::open_epoch`], so that a decision is either before a new epoch and seen by its owner, or
+/// refused; there is no third way through a write skew. So an id of a fenced epoch that has no record is aborted, for
+/// ever, and anybody on this log may say so (rule 3).
+///
+/// **A batch is many, not one** (rule 23). A proposal that the store clearly refuses, or that loses its key, does not
+/// fail, delay or undo its neighbours: the answer has an entry for each.
+///
+/// **One snapshot** (rule 3). [`Self::look_up`] and [`Self::head`] read everything they return at one moment. A record
+/// read before an epoch would allow "no record" of a time before the decision, with "fenced" of a time after it.
+///
+/// # Cancellation
+/// A write whose future is dropped is unclear: it may happen, wholly or not at all, and leaves nothing half done.
+#[async_trait]
+pub trait DecisionLog: Send + Sync + 'static {
+    /// Whether one process owns this log for its life. Then a start fences and recovers every node in it, for nobody
+    /// else can be running one; on a shared log it may only do so for its own.
+    fn is_exclusive(&self) -> bool;
+
+    /// The nodes that ever opened an epoch here, in ascending order.
+    async fn nodes(&self) -> Result<Vec<Node>, LogError>;
+
+    /// Begins a new life of `node`: forces a higher epoch into the log, which fences all earlier ones. Returns only
+    /// after every decision that was running under them has ended, so that what is read afterwards
+    /// ([`Self::unfinished`]) misses none of theirs.
+    ///
+    /// An unclear attempt may have raised the epoch; simply open again.
+    async fn open_epoch(&self, node: Node) -> Result<Opened, LogError>;
+
+    /// What the log says of `node` now, in one snapshot. A coordinator reads it every second and asks
+    /// [`Head::check`] whether it may go on (rule 11).
+    async fn head(&self, node: Node) -> Result<Head, LogError>;
+
+    /// Decides: one durable write for the whole batch, however large. Answers for each proposal, in the same order,
+    /// which decision stands. A losing proposal stores nothing. The `appends` ride along: they are durable with it, and
+    /// nothing about them ever fails a proposal.
+    ///
+    /// Proposals are of transactions of the writer's own life; any other is refused, for its absence may already have
+    /// been told as "aborted".
+    async fn decide(&self, writer: &Writer, batch: &Batch) -> Result<Decided, WriteError>;
+
+    /// Writes what is not forced: records of what ended without a decision write, and finishes. `Ok` once it is
+    /// durable, which may be late; a crash before that loses it, and safety never needs it (presumed abort).
+    ///
+    /// A record whose id or key is already there changes nothing; nor does a finish of what has no record or is already
+    /// finished. What the store refuses is logged and left out, for it is history and no decision.
+    async fn append(&self, writer: &Writer, appends: &Appends) -> Result<(), WriteError>;
+
+    /// Everything that an answer about `id` rests on, in one snapshot (rule 3).
+    async fn look_up(&self, id: TransactionId) -> Result<View, LogError>;
+
+    /// Who holds these keys, in the same order, in one read for all (rule 21).
+    async fn by_key(&self, keys: &[IdempotencyKey]) -> Result<Vec<Option<Record>>, LogError>;
+
+    /// Every commit of `node` that some branch has still to be told, in id order: of the present identity and of the
+    /// former ones. Read it after [`Self::open_epoch`], which is what makes it complete.
+    async fn unfinished(&self, node: Node) -> Result<Vec<Record>, LogError>;
+
+    /// For an operator, after the log was restored from a backup: draws a new identity, keeps the former ones, and
+    /// raises every node's epoch, so that whoever ran on the lost state ends. Records stay answerable by their ids.
+    ///
+    /// An unclear attempt may have drawn one; drawing again costs nothing but a number.
+    async fn new_identity(&self) -> Result<IdentityChange, LogError>;
+}
+
+/// In whose name a write is made, and what the writer knows of the log. The write happens only if all of it still holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// The writer's node.
+    pub node: Node,
+    /// The life it writes in.
+    pub epoch: Epoch,
+    /// The log it believes to write to.
+    pub identity: LogIdentity,
+    /// The highest decision counter that [`DecisionLog::open_epoch`] or a *clear* decision write has returned to this
+    /// life. A log that has a lower one has lost a decision that was told.
+    pub decisions_at_least: u64,
+}
+
+/// What goes into one decision write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The decisions to force. Their answers come in this order.
+    pub proposals: Vec<Record>,
+    /// What rides along.
+    pub appends: Appends,
+}
+
+/// What need not be forced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Appends {
+    /// Records of what ended without a forced write.
+    pub records: Vec<Record>,
+    /// Transactions whose last updating branch has acknowledged, and when.
+    pub finishes: Vec<(TransactionId, WallMillis)>,
+}
+
+impl Appends {
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.finishes.is_empty()
+    }
+}
+
+/// What a decision write came to.
+#[derive(Debug)]
+pub struct Decided {
+    /// For each proposal, in the batch's order, the decision that stands; or why the store would not have it, which is
+    /// clear: it has no record from this write.
+    pub standings: Vec<Result<Standing, Refused>>,
+    /// The decision counter after this write: the next [`Writer::decisions_at_least`].
+    pub decisions: u64,
+}
+
+/// A new epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// What to write with from now on.
+    pub writer: Writer,
+    /// Identities that this log had before its present one, oldest first.
+    pub former: Vec<LogIdentity>,
+}
+
+/// What the log says of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The log's identity.
+    pub identity: LogIdentity,
+    /// Identities that this log had before, oldest first.
+    pub former: Vec<LogIdentity>,
+    /// The node's newest epoch; `None` when it has no row.
+    pub epoch: Option<Epoch>,
+    /// The decision counter of the node's row; 0 without one.
+    pub decisions: u64,
+}
+
+impl Head {
+    /// Whether `writer` may still write, by design rule 11. Backends ask it why their conditional write took nothing,
+    /// and coordinators every second, so that both always agree.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub fn check(&self, writer: &Writer) -> Result<(), Shut> {
+        let Writer {
+            node,
+            epoch,
+            identity,
+            decisions_at_least,
+        } = *writer;
+        // Somebody newer rules: this comes first, for it is the one case in which ending the process helps.
+        if let Some(newest) = self.epoch.filter(|newest| *newest > epoch) {
+            return Err(Fence::Epoch {
+                node,
+                epoch,
+                newest,
+            }
+            .into());
+        }
+        if self.former.contains(&identity) {
+            return Err(Fence::Identity {
+                identity,
+                newest: self.identity,
+            }
+            .into());
+        }
+        if self.identity != identity {
+            return Err(Regression::Identity {
+                identity,
+                found: self.identity,
+            }
+            .into());
+        }
+        match self.epoch {
+            None => Err(Regression::NoEpoch { node, epoch }.into()),
+            Some(found) if found < epoch => Err(Regression::Epoch { node, epoch, found }.into()),
+            Some(_) if self.decisions < decisions_at_least => Err(Regression::Decisions {
+                node,
+                decisions_at_least,
+                found: self.decisions,
+            }
+            .into()),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// What an answer about one transaction rests on, of one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The transaction's record.
+    pub record: Option<Record>,
+    /// The newest epoch of the *id's* node; `None` when it has no row.
+    pub epoch: Option<Epoch>,
+    /// The log's identity.
+    pub identity: LogIdentity,
+    /// Identities that this log had before, oldest first.
+    pub former: Vec<LogIdentity>,
+    /// Records of the id's prefix may be gone up to this id (rule 14).
+    pub forgotten_through: Option<TransactionId>,
+}
+
+/// What [`DecisionLog::new_identity`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdentityChange {
+    /// The identity until now.
+    pub former: LogIdentity,
+    /// The identity from now on.
+    pub present: LogIdentity,
+}
+
+/// A cause from below, kept for our own log.
+pub type Cause = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Why the log could not be read, or an epoch not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// It does not answer now. Try again; say nothing of what was asked (rule 3: 503, never "aborted").
+    #[error("the decision log does not answer")]
+    Unavailable(#[source] Cause),
+    /// It can not be trusted any more: a flush to disk failed, or its content is damaged. The process must end, for
+    /// after a failed fsync the pages may look written and never be (rule 10).
+    #[error("the decision log can not be trusted any more")]
+    Broken(#[source] Cause),
+}
+
+/// Why a write was not made, or may not have been.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// Somebody newer rules. Nothing was written. The process ends and says nothing of what is undecided.
+    #[error("fenced")]
+    Fenced(#[source] Fence),
+    /// The log is not what it was. Nothing was written. The process stays, and decides nothing more.
+    #[error("the decision log went back")]
+    WentBack(#[source] Regression),
+    /// Unclear: repeat the same write until it is clear.
+    #[error("the decision log does not answer, so the write is unclear")]
+    Unavailable(#[source] Cause),
+    /// As [`LogError::Broken`]: the process must end.
+    #[error("the decision log can not be trusted any more")]
+    Broken(#[source] Cause),
+}
+
+impl From<LogError> for WriteError {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Unavailable(cause) => Self::Unavailable(cause),
+            LogError::Broken(cause) => Self::Broken(cause),
+        }
+    }
+}
+
+impl From<Shut> for WriteError {
+    fn from(shut: Shut) -> Self {
+        match shut {
+            Shut::Fenced(fence) => Self::Fenced(fence),
+            Shut::WentBack(regression) => Self::WentBack(regression),
+        }
+    }
+}
+
+/// Why a writer may not write any more (rule 11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shut {
+    /// The process ends.
+    #[error("fenced")]
+    Fenced(#[from] Fence),
+    /// The process stays, and decides nothing more.
+    #[error("the decision log went back")]
+    WentBack(#[from] Regression),
+}
+
+/// How somebody newer rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fence {
+    /// Another life of the node has begun.
+    #[error("node {node} has begun epoch {newest}, and this process is its epoch {epoch}")]
+    Epoch {
+        /// The writer's node.
+        node: Node,
+        /// The writer's epoch.
+        epoch: Epoch,
+        /// The log's.
+        newest: Epoch,
+    },
+    /// An operator gave the log a new identity.
+    #[error("the log has the identity {newest} now, and this process began under {identity}")]
+    Identity {
+        /// The writer's identity, a former one of this log.
+        identity: LogIdentity,
+        /// The log's.
+        newest: LogIdentity,
+    },
+}
+
+/// How a log shows that it went back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Regression {
+    /// The identity is one that does not follow the writer's.
+    #[error("its identity is {found}, which does not know {identity}")]
+    Identity {
+        /// The writer's identity.
+        identity: LogIdentity,
+        /// The log's.
+        found: LogIdentity,
+    },
+    /// The node has no epoch at all.
+    #[error("it does not know node {node}, which had begun epoch {epoch} in it")]
+    NoEpoch {
+        /// The writer's node.
+        node: Node,
+        /// The writer's epoch.
+        epoch: Epoch,
+    },
+    /// The node's epoch is lower than the writer's.
+    #[error("it has epoch {found} of node {node}, which had begun epoch {epoch} in it")]
+    Epoch {
+        /// The writer's node.
+        node: Node,
+        /// The writer's epoch.
+        epoch: Epoch,
+        /// The log's.
+        found: Epoch,
+    },
+    /// Decisions are missing.
+    #[error(
+        "it counts {found} decision writes of node {node}, of which {decisions_at_least} were durable"
+    )]
+    Decisions {
+        /// The writer's node.
+        node: Node,
+        /// What the writer has seen.
+        decisions_at_least: u64,
+        /// The log's.
+        found: u64,
+    },
+}
+
+/// Why the store would not have a proposal. Clear: this write left no record of the transaction.
+#[derive(Debug, thiserror::Error)]
+#[error("the decision log refused the record of transaction {transaction}")]
+pub struct Refused {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// What the store said.
+    #[source]
+    pub cause: Cause,
+}
+
+/// A proposal of a life that is not the writer's. Storing it would make a transaction committed of which somebody may
+/// have said "aborted": the fence speaks of the writer's epoch, so it must be the epoch of what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is of another life than epoch {epoch} of node {node} under identity {identity}")]
+struct NotOfThisLife {
+    node: Node,
+    epoch: Epoch,
+    identity: LogIdentity,
+}
+
+impl Writer {
+    /// Whether a proposal is this writer's to decide.
+    fn admits(&self, proposal: &Record) -> Result<(), Refused> {
+        let Self {
+            node,
+            epoch,
+            identity,
+            ..
+        } = *self;
+        let transaction = proposal.header.id;
+        let own = transaction.node() == node
+            && transaction.epoch() == epoch
+            && transaction.identity() == identity;
+        if own {
+            Ok(())
+        } else {
+            let cause = NotOfThisLife {
+                node,
+                epoch,
+                identity,
+            }
+            .into();
+            Err(Refused { transaction, cause })
+        }
+    }
+}
+
+impl fmt::Display for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "epoch {} of node {} under identity {}",
+            self.epoch, self.node, self.identity
+        )
+    }
+}
+
+/// An identity that this log never had.
+fn draw_identity(present: LogIdentity, former: &[LogIdentity]) -> LogIdentity {
+    loop {
+        let drawn = LogIdentity(rand::random());
+        if drawn != present && !former.contains(&drawn) {
+            return drawn;
+        }
+    }
+}
