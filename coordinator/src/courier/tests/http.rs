@@ -276,11 +276,7 @@ async fn only_an_exact_echo_is_an_answer() {
     ] {
         for kind in [Ask, Commit, Abort] {
             let ended = ended(kind, does.clone()).await;
-            let a_vote = kind == Ask && what == "none";
-            assert!(
-                is_heard_unknown(&ended) && !a_vote,
-                "{what} to {kind:?}: {ended:?}"
-            );
+            assert!(is_heard_unknown(&ended), "{what} to {kind:?}: {ended:?}");
         }
     }
 }
@@ -493,7 +489,7 @@ async fn a_branch_is_unknown_only_when_its_participant_says_so() {
         assert!(stub.requests()[0].starts_with(&path));
         state.map(|state| state.map(|state| state.state))
     };
-    let prepared = r#""state":"prepared","since":"2026-01-02T03:04:05Z""#;
+    let prepared = r#""state":"prepared","since":"2026-01-02T03:04:05.678Z""#;
     assert_eq!(
         ask(json(&echo(1, "east", prepared))).await,
         Ok(Some(BranchState::Prepared))
