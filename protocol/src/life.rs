@@ -40,6 +40,14 @@ pub struct Writer {
     pub decisions_at_least: u64,
 }
 
+impl Writer {
+    /// Whether `id` is of this writer's own life, and so its to decide.
+    #[must_use]
+    pub fn owns(&self, id: TransactionId) -> bool {
+        id.node() == self.node && id.epoch() == self.epoch && id.identity() == self.identity
+    }
+}
+
 impl fmt::Display for Writer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -328,8 +336,7 @@ impl Life {
     }
 
     fn has_issued(&self, id: TransactionId) -> bool {
-        id.prefix() == self.prefix()
-            && id.epoch() == self.writer.epoch
+        self.writer.owns(id)
             && id.sequence() >= self.first
             && self.next.is_none_or(|next| id.sequence() < next)
     }

@@ -9,15 +9,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, WrapFuture as _};
+use actix::{
+    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, WrapFuture as _,
+};
 use tracing::{error, warn};
 use unanimous_protocol::{
     id::TransactionId,
+    life::Writer,
     record::{Record, Standing, WallMillis},
 };
 
 use super::registry::{LogAnswers, LogRefused, Registry};
-use crate::log::{Appends, Batch, Decided, DecisionLog, WriteError, Writer};
+use crate::log::{Appends, Batch, Decided, DecisionLog, WriteError};
 
 /// How long an unforced record waits for a decision write to ride with.
 pub const APPEND_DELAY: Duration = Duration::from_millis(100);
@@ -109,7 +112,8 @@ impl LogWriter {
     }
 
     fn write_if_idle(&mut self, ctx: &mut Context<Self>) {
-        let something_due = !self.proposals.is_empty() || (self.append_due && !self.appends.is_empty());
+        let something_due =
+            !self.proposals.is_empty() || (self.append_due && !self.appends.is_empty());
         if self.in_flight.is_some() || !something_due {
             return;
         }
@@ -119,10 +123,16 @@ impl LogWriter {
             .drain(..taken)
             .map(|Propose { record, on_durable }| (record, on_durable))
             .unzip();
-        let batch = Batch { proposals: records, appends: std::mem::take(&mut self.appends) };
+        let batch = Batch {
+            proposals: records,
+            appends: std::mem::take(&mut self.appends),
+        };
         let appenders = std::mem::take(&mut self.appended);
         self.append_due = false;
-        self.in_flight = Some(InFlight { proposers, appenders });
+        self.in_flight = Some(InFlight {
+            proposers,
+            appenders,
+        });
         self.write(batch, Duration::ZERO, ctx);
     }
 
@@ -137,7 +147,11 @@ impl LogWriter {
             };
             Written { batch, result }
         };
-        ctx.spawn(write.into_actor(self).map(|written, actor, ctx| actor.written(written, ctx)));
+        ctx.spawn(
+            write
+                .into_actor(self)
+                .map(|written, actor, ctx| actor.written(written, ctx)),
+        );
     }
 
     fn written(&mut self, Written { batch, result }: Written, ctx: &mut Context<Self>) {
@@ -165,7 +179,10 @@ impl LogWriter {
             Err(refused @ (WriteError::Fenced(_) | WriteError::WentBack(_))) => {
                 // This life decides nothing more. What was proposed stays undecided here, whatever the log holds.
                 self.registry.do_send(LogRefused);
-                warn!(error = &refused as &dyn std::error::Error, "the log takes no decision of this life");
+                warn!(
+                    error = &refused as &dyn std::error::Error,
+                    "the log takes no decision of this life"
+                );
             }
             Err(WriteError::Broken(cause)) => {
                 // After a failed fsync pages may look written and never be: only a new process may read the log.
@@ -176,13 +193,26 @@ impl LogWriter {
     }
 
     fn answer(&mut self, decided: Option<Decided>) {
-        let Some(InFlight { proposers, appenders }) = self.in_flight.take() else { return };
-        if let Some(Decided { standings, decisions }) = decided {
+        let Some(InFlight {
+            proposers,
+            appenders,
+        }) = self.in_flight.take()
+        else {
+            return;
+        };
+        if let Some(Decided {
+            standings,
+            decisions,
+        }) = decided
+        {
             self.writer.decisions_at_least = decisions;
             self.registry.do_send(super::registry::Decided(decisions));
             for (on_durable, standing) in proposers.into_iter().zip(standings) {
                 on_durable(standing.unwrap_or_else(|refused| {
-                    error!(error = &refused as &dyn std::error::Error, "a decision could not be stored");
+                    error!(
+                        error = &refused as &dyn std::error::Error,
+                        "a decision could not be stored"
+                    );
                     Standing::Refused(refused.to_string())
                 }));
             }
@@ -226,7 +256,15 @@ impl Handler<Append> for LogWriter {
 impl Handler<Finish> for LogWriter {
     type Result = ();
 
-    fn handle(&mut self, Finish { id, finished_at, on_durable }: Finish, ctx: &mut Context<Self>) {
+    fn handle(
+        &mut self,
+        Finish {
+            id,
+            finished_at,
+            on_durable,
+        }: Finish,
+        ctx: &mut Context<Self>,
+    ) {
         self.appends.finishes.push((id, finished_at));
         self.appended(on_durable, ctx);
     }

@@ -29,6 +29,8 @@ use unanimous_protocol::record::WallMillis;
 
 /// The wall clock: for people, fairness and retention (design rule 13).
 fn wall_clock() -> WallMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     WallMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

@@ -4,12 +4,12 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use actix::{
-    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
-    WrapFuture as _,
+    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message,
+    ResponseActFuture, WrapFuture as _,
 };
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
@@ -17,7 +17,7 @@ use unanimous_protocol::{
     coordinator::{Alarm, Event},
     id::{ParticipantName, TransactionId},
     keyring::{Claim, Holder, Keyring},
-    life::{Judgement, Life, Standing},
+    life::{Head, Judgement, Life, Standing, Writer},
     message::Inform,
     operations::Operations,
     record::{Header, IdempotencyKey, KeyClaim, Record, WallMillis},
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     courier::Couriers,
-    log::{DecisionLog, Head, LogError, View},
+    log::{DecisionLog, LogError, View},
 };
 
 /// How often the life is held against the log (design rule 11).
@@ -49,7 +49,10 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { undecided_max: 100_000, delivering_aborts_max: 20_000 }
+        Self {
+            undecided_max: 100_000,
+            delivering_aborts_max: 20_000,
+        }
     }
 }
 
@@ -71,7 +74,7 @@ pub struct Registry {
     life: Life,
     keyring: Keyring,
     log: Arc<dyn DecisionLog>,
-    couriers: Arc<Couriers>,
+    couriers: Couriers,
     log_writer: Option<Addr<LogWriter>>,
     bounds: Bounds,
     transactions: HashMap<TransactionId, Live>,
@@ -81,6 +84,8 @@ pub struct Registry {
     condition: watch::Sender<Condition>,
     log_answers: bool,
     accepting: bool,
+    /// Whether the transactions were told that the log went back.
+    frozen: bool,
     drained: Vec<oneshot::Sender<()>>,
 }
 
@@ -104,7 +109,7 @@ impl Registry {
     pub fn new(
         life: Life,
         log: Arc<dyn DecisionLog>,
-        couriers: Arc<Couriers>,
+        couriers: Couriers,
         bounds: Bounds,
         condition: watch::Sender<Condition>,
     ) -> Self {
@@ -122,13 +127,18 @@ impl Registry {
             condition,
             log_answers: true,
             accepting: true,
+            frozen: false,
             drained: Vec::new(),
         }
     }
 
     fn links(&self, ctx: &mut Context<Self>) -> Option<Links> {
         let log_writer = self.log_writer.clone()?;
-        Some(Links { registry: ctx.address(), log_writer, couriers: Arc::clone(&self.couriers) })
+        Some(Links {
+            registry: ctx.address(),
+            log_writer,
+            couriers: self.couriers.clone(),
+        })
     }
 
     /// Begins a transaction under a new id, with all that the request asked for.
@@ -155,12 +165,22 @@ impl Registry {
             deadline: WallMillis(created_at.0.saturating_add(timeout_ms)),
         });
         if let Some(KeyClaim { key, request }) = &begin.key {
-            self.keyring.hold(key, Holder { transaction: id, request: *request });
+            self.keyring.hold(
+                key,
+                Holder {
+                    transaction: id,
+                    request: *request,
+                },
+            );
         }
         let transaction =
             TransactionActor::begin(header, begin.timeout, begin.traceparent, links).start();
         for (participant, operations) in begin.branches {
-            let enlist = Event::Enlist { participant, operations, session: None };
+            let enlist = Event::Enlist {
+                participant,
+                operations,
+                session: None,
+            };
             transaction.do_send(Deliver(enlist));
         }
         if begin.commit {
@@ -168,13 +188,28 @@ impl Registry {
         }
         self.undecided += 1;
         // Registered before anybody can see the id.
-        let progress = Progress { undecided: true, ..Progress::default() };
+        let progress = Progress {
+            undecided: true,
+            ..Progress::default()
+        };
         let key = begin.key.map(|claim| claim.key);
-        self.transactions.insert(id, Live { actor: transaction.clone(), progress, key });
-        BeginOutcome::Live { id, transaction, timeout: begin.timeout, new: true }
+        self.transactions.insert(
+            id,
+            Live {
+                actor: transaction.clone(),
+                progress,
+                key,
+            },
+        );
+        BeginOutcome::Live { id, transaction }
     }
 
-    fn claim(&mut self, begin: Begin, reply: oneshot::Sender<BeginOutcome>, ctx: &mut Context<Self>) {
+    fn claim(
+        &mut self,
+        begin: Begin,
+        reply: oneshot::Sender<BeginOutcome>,
+        ctx: &mut Context<Self>,
+    ) {
         let Some(KeyClaim { key, request }) = begin.key.clone() else {
             reply.send(self.begin(begin, ctx)).ok();
             return;
@@ -185,8 +220,6 @@ impl Registry {
                     Some(live) => BeginOutcome::Live {
                         id,
                         transaction: live.actor.clone(),
-                        timeout: begin.timeout,
-                        new: false,
                     },
                     None => BeginOutcome::LogUnavailable,
                 };
@@ -196,12 +229,18 @@ impl Registry {
                 reply.send(BeginOutcome::KeyReused).ok();
             }
             Claim::LookUp => {
-                self.key_lookups.waiting.insert(key.clone(), vec![(begin, reply)]);
+                self.key_lookups
+                    .waiting
+                    .insert(key.clone(), vec![(begin, reply)]);
                 self.key_lookups.next.push(key);
                 self.look_keys_up(ctx);
             }
             Claim::Wait => {
-                self.key_lookups.waiting.entry(key).or_default().push((begin, reply));
+                self.key_lookups
+                    .waiting
+                    .entry(key)
+                    .or_default()
+                    .push((begin, reply));
             }
         }
     }
@@ -231,13 +270,19 @@ impl Registry {
         ctx: &mut Context<Self>,
     ) {
         let found = found.map_err(|error| {
-            warn!(error = &error as &dyn std::error::Error, "idempotency keys could not be looked up");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "idempotency keys could not be looked up"
+            );
         });
         for (at, key) in keys.iter().enumerate() {
             let waiting = self.key_lookups.waiting.remove(key).unwrap_or_default();
             self.keyring.release(key);
             for (begin, reply) in waiting {
-                match found.as_ref().map(|records| records.get(at).cloned().flatten()) {
+                match found
+                    .as_ref()
+                    .map(|records| records.get(at).cloned().flatten())
+                {
                     // The first of them begins the transaction, the others find it in the ring.
                     Ok(None) => self.claim_absent(begin, reply, ctx),
                     Ok(Some(record)) => {
@@ -258,7 +303,9 @@ impl Registry {
         reply: oneshot::Sender<BeginOutcome>,
         ctx: &mut Context<Self>,
     ) {
-        let Some(KeyClaim { key, request }) = begin.key.clone() else { return };
+        let Some(KeyClaim { key, request }) = begin.key.clone() else {
+            return;
+        };
         match self.keyring.claim(&key, request) {
             Claim::LookUp => {
                 let outcome = self.begin(begin, ctx);
@@ -274,9 +321,9 @@ impl Registry {
     /// may have raised the counter.
     fn observe(&mut self, ctx: &mut Context<Self>) {
         let log = Arc::clone(&self.log);
-        let known = self.life.clone();
-        let read = async move { log.head(known.prefix().node).await.map(|head| (known, head)) };
-        ctx.spawn(read.into_actor(self).map(|read, registry, ctx| match read {
+        let known = self.life.writer();
+        let read = async move { log.head(known.node).await.map(|head| (known, head)) };
+        ctx.spawn(read.into_actor(self).map(|read, registry, _| match read {
             Ok((known, head)) => {
                 registry.observed(&known, &head);
                 registry.report_condition();
@@ -285,7 +332,6 @@ impl Registry {
                 warn!(error = %cause, "the decision log does not answer");
                 registry.log_answers = false;
                 registry.report_condition();
-                let _ = ctx;
             }
             Err(LogError::Broken(cause)) => {
                 error!(error = %cause, "the decision log can not be trusted any more: the process ends");
@@ -294,12 +340,18 @@ impl Registry {
         }));
     }
 
-    fn observed(&mut self, known: &Life, head: &Head) {
+    fn observed(&mut self, known: &Writer, head: &Head) {
         self.log_answers = true;
         self.life.observe(known, head);
     }
 
     fn report_condition(&mut self) {
+        if matches!(self.life.standing(), Standing::WentBack(_)) && !self.frozen {
+            self.frozen = true;
+            for live in self.transactions.values() {
+                live.actor.do_send(Deliver(Event::LogWentBack));
+            }
+        }
         let condition = match self.life.standing() {
             Standing::Fenced(why) => Condition::Fenced(why.clone()),
             Standing::WentBack(why) => Condition::WentBack(why.clone()),
@@ -339,7 +391,11 @@ fn held_by_record(begin: &Begin, record: Record) -> BeginOutcome {
         (Some(asked), Some(stored)) => asked.request == stored.request,
         (Some(_) | None, None) | (None, Some(_)) => false,
     };
-    if same { BeginOutcome::Recorded(Box::new(record)) } else { BeginOutcome::KeyReused }
+    if same {
+        BeginOutcome::Recorded(Box::new(record))
+    } else {
+        BeginOutcome::KeyReused
+    }
 }
 
 impl Actor for Registry {
@@ -355,7 +411,7 @@ impl Actor for Registry {
 }
 
 /// Begin a transaction, or find the one that the key names.
-#[derive(Message)]
+#[derive(Clone, Message)]
 #[rtype(result = "BeginOutcome")]
 pub struct Begin {
     /// Until the deadline.
@@ -380,10 +436,6 @@ pub enum BeginOutcome {
         id: TransactionId,
         /// Its actor.
         transaction: Addr<TransactionActor>,
-        /// What was asked for, to know how long to wait.
-        timeout: Duration,
-        /// Begun by this request, or by an earlier one with the same key.
-        new: bool,
     },
     /// The key's transaction has ended, and this is its record.
     Recorded(Box<Record>),
@@ -403,8 +455,10 @@ impl Handler<Begin> for Registry {
     type Result = ResponseActFuture<Self, BeginOutcome>;
 
     fn handle(&mut self, begin: Begin, ctx: &mut Context<Self>) -> Self::Result {
-        let unknown =
-            begin.branches.iter().position(|(name, _)| !self.couriers.is_registered(name));
+        let unknown = begin
+            .branches
+            .iter()
+            .position(|(name, _)| !self.couriers.is_registered(name));
         let (reply, outcome) = oneshot::channel();
         match unknown {
             Some(at) => {
@@ -433,6 +487,8 @@ pub enum Found {
     Judged(Judgement),
     /// Not in memory, and the log does not answer: nothing may be said.
     LogUnavailable,
+    /// Undecided, and to stay so: the log went back.
+    Frozen,
 }
 
 impl Handler<Find> for Registry {
@@ -441,21 +497,29 @@ impl Handler<Find> for Registry {
     fn handle(&mut self, Find(id): Find, _: &mut Context<Self>) -> Self::Result {
         // Memory first, then the log (design rule 3): what leaves memory has a durable record.
         if let Some(live) = self.transactions.get(&id) {
-            let found = Found::Live(live.actor.clone());
+            let frozen = live.progress.undecided && *self.life.standing() != Standing::Serving;
+            let found = if frozen {
+                Found::Frozen
+            } else {
+                Found::Live(live.actor.clone())
+            };
             return Box::pin(async move { found }.into_actor(self));
         }
         let log = Arc::clone(&self.log);
         let read = async move { log.look_up(id).await };
-        Box::pin(read.into_actor(self).map(move |read, registry, _| match read {
-            Ok(view) => registry.judge(id, view),
-            Err(error) => {
-                warn!(
-                    transaction = %id, error = &error as &dyn std::error::Error,
-                    "the decision log does not answer"
-                );
-                Found::LogUnavailable
-            }
-        }))
+        Box::pin(
+            read.into_actor(self)
+                .map(move |read, registry, _| match read {
+                    Ok(view) => registry.judge(id, view),
+                    Err(error) => {
+                        warn!(
+                            transaction = %id, error = &error as &dyn std::error::Error,
+                            "the decision log does not answer"
+                        );
+                        Found::LogUnavailable
+                    }
+                }),
+        )
     }
 }
 
@@ -494,7 +558,10 @@ impl Handler<Inquire> for Registry {
     type Result = ResponseActFuture<Self, Inquired>;
 
     fn handle(&mut self, inquire: Inquire, ctx: &mut Context<Self>) -> Self::Result {
-        let Inquire { transaction, participant } = inquire;
+        let Inquire {
+            transaction,
+            participant,
+        } = inquire;
         let registry = ctx.address();
         let answer = async move {
             match registry.send(Find(transaction)).await {
@@ -513,6 +580,7 @@ impl Handler<Inquire> for Registry {
                 Ok(Found::Judged(judgement)) => {
                     inform_by_judgement(transaction, &participant, judgement)
                 }
+                Ok(Found::Frozen) => Inquired::Inform(Inform::Pending),
                 Ok(Found::LogUnavailable) | Err(_) => Inquired::LogUnavailable,
             }
         };
@@ -555,8 +623,18 @@ impl Handler<Recover> for Registry {
         for record in records {
             let id = record.header.id;
             let transaction = TransactionActor::recover(record, links.clone()).start();
-            let progress = Progress { key_released: true, ..Progress::default() };
-            self.transactions.insert(id, Live { actor: transaction, progress, key: None });
+            let progress = Progress {
+                key_released: true,
+                ..Progress::default()
+            };
+            self.transactions.insert(
+                id,
+                Live {
+                    actor: transaction,
+                    progress,
+                    key: None,
+                },
+            );
         }
     }
 }
@@ -575,7 +653,9 @@ impl Handler<Progressed> for Registry {
     type Result = ();
 
     fn handle(&mut self, Progressed { id, progress }: Progressed, _: &mut Context<Self>) {
-        let Some(live) = self.transactions.get_mut(&id) else { return };
+        let Some(live) = self.transactions.get_mut(&id) else {
+            return;
+        };
         if live.progress.undecided && !progress.undecided {
             self.undecided -= 1;
         }
@@ -595,6 +675,7 @@ impl Handler<Progressed> for Registry {
             && let Some(live) = self.transactions.get(&oldest)
         {
             live.actor.do_send(Deliver(Event::AbortsDropped));
+            self.couriers.forget(oldest);
         }
         self.tell_if_drained();
     }
@@ -609,7 +690,9 @@ impl Handler<LeftMemory> for Registry {
     type Result = ();
 
     fn handle(&mut self, LeftMemory(id): LeftMemory, _: &mut Context<Self>) {
-        let Some(live) = self.transactions.remove(&id) else { return };
+        let Some(live) = self.transactions.remove(&id) else {
+            return;
+        };
         if live.progress.undecided {
             self.undecided -= 1;
         }

@@ -29,7 +29,7 @@ pub struct Links {
     /// Writes its decision.
     pub log_writer: Addr<LogWriter>,
     /// Carry its calls.
-    pub couriers: Arc<Couriers>,
+    pub couriers: Couriers,
 }
 
 /// How far a transaction has come, as the registry's bounds see it.
@@ -66,6 +66,7 @@ pub struct TransactionActor {
     waiters: Vec<(Until, oneshot::Sender<TransactionView>)>,
     enlist_answer: Option<Result<Enlisted, EnlistRefused>>,
     traceparent: Option<String>,
+    decision_logged: bool,
 }
 
 impl TransactionActor {
@@ -79,8 +80,19 @@ impl TransactionActor {
     ) -> Self {
         let mut owed = Vec::new();
         let machine = Transaction::begin(header.id, header.key.is_some(), &mut owed);
-        let progress = Progress { undecided: true, ..Progress::default() };
-        Self::new(header, machine, owed, links, Some(Instant::now() + timeout), progress, traceparent)
+        let progress = Progress {
+            undecided: true,
+            ..Progress::default()
+        };
+        Self::new(
+            header,
+            machine,
+            owed,
+            links,
+            Some(Instant::now() + timeout),
+            progress,
+            traceparent,
+        )
     }
 
     /// A transaction of an unfinished record.
@@ -88,7 +100,10 @@ impl TransactionActor {
     pub fn recover(record: Record, links: Links) -> Self {
         let mut owed = Vec::new();
         let machine = Transaction::recover(record.header.id, record.decision, &mut owed);
-        let progress = Progress { key_released: true, ..Progress::default() };
+        let progress = Progress {
+            key_released: true,
+            ..Progress::default()
+        };
         let mut actor = Self::new(record.header, machine, owed, links, None, progress, None);
         actor.milestones.decided_at = Some(record.decided_at);
         actor
@@ -114,6 +129,7 @@ impl TransactionActor {
             waiters: Vec::new(),
             enlist_answer: None,
             traceparent,
+            decision_logged: false,
         }
     }
 
@@ -138,11 +154,23 @@ impl TransactionActor {
     fn carry_out(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         let addr = ctx.address();
         match effect {
-            Effect::Send { participant, request, attempt, pace } => {
+            Effect::Send {
+                participant,
+                request,
+                attempt,
+                pace,
+            } => {
                 let kind = request.kind();
-                let branch = BranchId { transaction: self.id(), participant: participant.clone() };
+                let branch = BranchId {
+                    transaction: self.id(),
+                    participant: participant.clone(),
+                };
                 let on_done = Box::new(move |delivery| {
-                    addr.do_send(Deliver(Event::Delivered { participant, kind, delivery }));
+                    addr.do_send(Deliver(Event::Delivered {
+                        participant,
+                        kind,
+                        delivery,
+                    }));
                 });
                 self.links.couriers.send(Call {
                     branch,
@@ -160,11 +188,16 @@ impl TransactionActor {
                 let record = self.record(decision, Arc::clone(&self.header));
                 let on_durable =
                     Box::new(move |standing| addr.do_send(Deliver(Event::Forced(standing))));
-                self.links.log_writer.do_send(Propose { record, on_durable });
+                self.links
+                    .log_writer
+                    .do_send(Propose { record, on_durable });
             }
             Effect::Append(decision) => {
                 // The log's only keyed records are forced ones.
-                let header = Arc::new(Header { key: None, ..Header::clone(&self.header) });
+                let header = Arc::new(Header {
+                    key: None,
+                    ..Header::clone(&self.header)
+                });
                 let record = self.record(decision, header);
                 let on_durable = Box::new(move || addr.do_send(Deliver(Event::Appended)));
                 self.links.log_writer.do_send(Append { record, on_durable });
@@ -173,7 +206,11 @@ impl TransactionActor {
                 let (id, finished_at) = (self.id(), wall_clock());
                 self.milestones.finished_at = Some(finished_at);
                 let on_durable = Box::new(move || addr.do_send(Deliver(Event::Appended)));
-                self.links.log_writer.do_send(Finish { id, finished_at, on_durable });
+                self.links.log_writer.do_send(Finish {
+                    id,
+                    finished_at,
+                    on_durable,
+                });
             }
             Effect::StartDeadline => {
                 if let Some(deadline) = self.deadline {
@@ -193,7 +230,12 @@ impl TransactionActor {
         if finished_at.is_some() {
             self.milestones.finished_at = finished_at;
         }
-        Record { header, decision, decided_at, finished_at }
+        Record {
+            header,
+            decision,
+            decided_at,
+            finished_at,
+        }
     }
 
     fn raise(&self, alarm: Alarm) {
@@ -258,25 +300,27 @@ impl TransactionActor {
             key_released: self.progress.key_released || self.machine.lost_its_key(),
         };
         if progress != self.progress {
-            if self.progress.undecided && !progress.undecided {
-                self.log_decision();
-            }
             self.progress = progress;
-            self.links.registry.do_send(Progressed { id: self.id(), progress });
+            self.links.registry.do_send(Progressed {
+                id: self.id(),
+                progress,
+            });
+        }
+        if !self.decision_logged && self.machine.told().is_some() {
+            self.decision_logged = true;
+            self.log_decision();
         }
         if self.machine.is_over() {
-            self.links.couriers.forget(self.id());
-            self.links.registry.do_send(LeftMemory { id: self.id(), key: self.header.key.clone() });
+            self.links.registry.do_send(LeftMemory(self.id()));
             actix::ActorContext::stop(ctx);
         }
     }
 
     fn log_decision(&self) {
-        let view = self.view();
-        info!(
-            transaction = %view.id, state = ?view.state, outcome = ?view.outcome,
-            reason = ?view.reason, "decided"
-        );
+        let Some(decision) = self.machine.told() else {
+            return;
+        };
+        info!(transaction = %self.id(), verdict = ?decision.verdict, "decided");
     }
 }
 
@@ -304,7 +348,7 @@ impl Handler<Deliver> for TransactionActor {
 
 /// Show the transaction as it stands.
 #[derive(Message)]
-#[rtype(result = "actix::MessageResult<Show>")]
+#[rtype(result = "TransactionView")]
 pub struct Show;
 
 impl Handler<Show> for TransactionActor {
@@ -341,7 +385,7 @@ impl Handler<Watch> for TransactionActor {
 
 /// A participant in doubt asks for its branch.
 #[derive(Message)]
-#[rtype(result = "actix::MessageResult<Inquire>")]
+#[rtype(result = "Inform")]
 pub struct Inquire(pub ParticipantName);
 
 impl Handler<Inquire> for TransactionActor {
@@ -367,7 +411,7 @@ pub(super) fn warn_of_unknown_branch(transaction: TransactionId, participant: &P
 
 /// A client or a participant enlists a branch.
 #[derive(Message)]
-#[rtype(result = "actix::MessageResult<Enlist>")]
+#[rtype(result = "EnlistOutcome")]
 pub struct Enlist {
     /// Whose branch.
     pub participant: ParticipantName,
@@ -386,8 +430,8 @@ pub enum EnlistOutcome {
         /// The branch, and what is left until the deadline.
         answer: EnlistAnswer,
     },
-    /// It is not; the transaction's state is shown.
-    Refused(EnlistRefused, Box<TransactionView>),
+    /// It is not.
+    Refused(EnlistRefused),
     /// Nobody registered that name.
     UnknownParticipant,
 }
@@ -396,27 +440,66 @@ impl Handler<Enlist> for TransactionActor {
     type Result = actix::MessageResult<Enlist>;
 
     fn handle(&mut self, enlist: Enlist, ctx: &mut Context<Self>) -> Self::Result {
-        let Enlist { participant, operations, session } = enlist;
+        let Enlist {
+            participant,
+            operations,
+            session,
+        } = enlist;
         if !self.links.couriers.is_registered(&participant) {
             return actix::MessageResult(EnlistOutcome::UnknownParticipant);
         }
-        self.take(Event::Enlist { participant: participant.clone(), operations, session }, ctx);
+        self.take(
+            Event::Enlist {
+                participant: participant.clone(),
+                operations,
+                session,
+            },
+            ctx,
+        );
         let view = self.view();
-        let branch = view.branches.iter().find(|branch| branch.participant == participant).cloned();
+        let branch = view
+            .branches
+            .iter()
+            .find(|branch| branch.participant == participant)
+            .cloned();
         let answer = match (self.enlist_answer.take(), branch) {
-            (Some(Ok(how)), Some(branch)) => {
-                EnlistOutcome::Enlisted { how, answer: EnlistAnswer { branch, remaining_ms: self.remaining_ms() } }
-            }
-            (Some(Err(refused)), _) => EnlistOutcome::Refused(refused, Box::new(view)),
-            (Some(Ok(_)) | None, _) => EnlistOutcome::Refused(EnlistRefused::NotActive, Box::new(view)),
+            (Some(Ok(how)), Some(branch)) => EnlistOutcome::Enlisted {
+                how,
+                answer: EnlistAnswer {
+                    branch,
+                    remaining_ms: self.remaining_ms(),
+                },
+            },
+            (Some(Err(refused)), _) => EnlistOutcome::Refused(refused),
+            (Some(Ok(_)) | None, _) => EnlistOutcome::Refused(EnlistRefused::NotActive),
         };
         actix::MessageResult(answer)
     }
 }
 
+/// What is left until the deadline; nothing for a transaction that a restart recovered.
+#[derive(Message)]
+#[rtype(result = "Duration")]
+pub struct Remaining;
+
+impl Handler<Remaining> for TransactionActor {
+    type Result = actix::MessageResult<Remaining>;
+
+    fn handle(&mut self, _: Remaining, _: &mut Context<Self>) -> Self::Result {
+        let left = self
+            .deadline
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        actix::MessageResult(left.unwrap_or_default())
+    }
+}
+
 impl TransactionActor {
     fn remaining_ms(&self) -> u64 {
-        let remaining = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        remaining.map_or(0, |left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+        let remaining = self
+            .deadline
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        remaining.map_or(0, |left| {
+            u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+        })
     }
 }

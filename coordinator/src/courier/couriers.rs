@@ -82,6 +82,24 @@ impl Couriers {
         courier.desk().queue.endpoint().cloned()
     }
 
+    /// Whether the participant may be called: whether it is registered.
+    #[must_use]
+    pub fn is_registered(&self, participant: &ParticipantName) -> bool {
+        self.shared
+            .known(participant)
+            .is_some_and(|courier| courier.desk().queue.endpoint().is_some())
+    }
+
+    /// How many participants are registered.
+    #[must_use]
+    pub fn registered(&self) -> usize {
+        let couriers = self.shared.all();
+        couriers
+            .values()
+            .filter(|courier| courier.desk().queue.endpoint().is_some())
+            .count()
+    }
+
     /// Takes a call, and never blocks or fails. The report comes later, from another task.
     pub fn send(&self, call: Call) {
         self.shared

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use unanimous_protocol::{
     id::{Epoch, LogIdentity, Node, Prefix, Sequence, TransactionId},
+    life::{Fence, Regression, Writer},
     operations::BodyDigest,
     record::{
         AbortCode, AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Part, Record, Standing,
@@ -14,7 +15,7 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, Fence, Opened, Regression, WriteError, Writer,
+    Appends, Batch, Decided, DecisionLog, Opened, WriteError,
     memory::{Gate, MemoryLog, Snapshot},
     sqlite::{OpenError, SqliteLog},
 };

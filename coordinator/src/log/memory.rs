@@ -13,12 +13,13 @@ use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 use unanimous_protocol::{
     id::{Epoch, LogIdentity, Node, Prefix, TransactionId},
+    life::{Head, Writer},
     record::{IdempotencyKey, Record, Standing},
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, Head, IdentityChange, LogError, Opened, Refused, View,
-    WriteError, Writer, draw_identity,
+    Appends, Batch, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused, View,
+    WriteError, draw_identity,
 };
 
 /// How a write fails.
@@ -369,7 +370,7 @@ impl DecisionLog for MemoryLog {
         let decided = self.write(true, |log, refused| {
             log.head(writer.node).check(writer)?;
             let decide = |proposal: &Record| {
-                writer.admits(proposal)?;
+                super::admit(writer, proposal)?;
                 let transaction = proposal.header.id;
                 if refused.contains(&transaction) {
                     return Err(Refused {

@@ -4,11 +4,10 @@
 //! them the same questions. All SQL on decisions is in the backends. What is *not* here: when to write (the log writer
 //! groups what waits), what to tell whom (the protocol's machines), and how long a record is kept.
 
-use std::fmt;
-
 use async_trait::async_trait;
 use unanimous_protocol::{
     id::{Epoch, LogIdentity, Node, TransactionId},
+    life::{Fence, Head, Regression, Shut, Snapshot, Writer},
     record::{IdempotencyKey, Record, Standing, WallMillis},
 };
 
@@ -105,20 +104,6 @@ pub trait DecisionLog: Send + Sync + 'static {
     async fn new_identity(&self) -> Result<IdentityChange, LogError>;
 }
 
-/// In whose name a write is made, and what the writer knows of the log. The write happens only if all of it still holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Writer {
-    /// The writer's node.
-    pub node: Node,
-    /// The life it writes in.
-    pub epoch: Epoch,
-    /// The log it believes to write to.
-    pub identity: LogIdentity,
-    /// The highest decision counter that [`DecisionLog::open_epoch`] or a *clear* decision write has returned to this
-    /// life. A log that has a lower one has lost a decision that was told.
-    pub decisions_at_least: u64,
-}
-
 /// What goes into one decision write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -164,69 +149,6 @@ pub struct Opened {
     pub former: Vec<LogIdentity>,
 }
 
-/// What the log says of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// The log's identity.
-    pub identity: LogIdentity,
-    /// Identities that this log had before, oldest first.
-    pub former: Vec<LogIdentity>,
-    /// The node's newest epoch; `None` when it has no row.
-    pub epoch: Option<Epoch>,
-    /// The decision counter of the node's row; 0 without one.
-    pub decisions: u64,
-}
-
-impl Head {
-    /// Whether `writer` may still write, by design rule 11. Backends ask it why their conditional write took nothing,
-    /// and coordinators every second, so that both always agree.
-    ///
-    /// # Errors
-    /// When it may not.
-    pub fn check(&self, writer: &Writer) -> Result<(), Shut> {
-        let Writer {
-            node,
-            epoch,
-            identity,
-            decisions_at_least,
-        } = *writer;
-        // Somebody newer rules: this comes first, for it is the one case in which ending the process helps.
-        if let Some(newest) = self.epoch.filter(|newest| *newest > epoch) {
-            return Err(Fence::Epoch {
-                node,
-                epoch,
-                newest,
-            }
-            .into());
-        }
-        if self.former.contains(&identity) {
-            return Err(Fence::Identity {
-                identity,
-                newest: self.identity,
-            }
-            .into());
-        }
-        if self.identity != identity {
-            return Err(Regression::Identity {
-                identity,
-                found: self.identity,
-            }
-            .into());
-        }
-        match self.epoch {
-            None => Err(Regression::NoEpoch { node, epoch }.into()),
-            Some(found) if found < epoch => Err(Regression::Epoch { node, epoch, found }.into()),
-            Some(_) if self.decisions < decisions_at_least => Err(Regression::Decisions {
-                node,
-                decisions_at_least,
-                found: self.decisions,
-            }
-            .into()),
-            Some(_) => Ok(()),
-        }
-    }
-}
-
 /// What an answer about one transaction rests on, of one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
@@ -240,6 +162,31 @@ pub struct View {
     pub former: Vec<LogIdentity>,
     /// Records of the id's prefix may be gone up to this id (rule 14).
     pub forgotten_through: Option<TransactionId>,
+}
+
+impl View {
+    /// The record, and what the protocol judges by where there is none.
+    #[must_use]
+    pub fn split(self) -> (Option<Record>, Snapshot) {
+        let Self {
+            record,
+            epoch,
+            identity,
+            former,
+            forgotten_through,
+        } = self;
+        let recorded = record.is_some();
+        (
+            record,
+            Snapshot {
+                recorded,
+                epoch,
+                identity,
+                former,
+                forgotten_through,
+            },
+        )
+    }
 }
 
 /// What [`DecisionLog::new_identity`] did.
@@ -301,83 +248,6 @@ impl From<Shut> for WriteError {
     }
 }
 
-/// Why a writer may not write any more (rule 11).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Shut {
-    /// The process ends.
-    #[error("fenced")]
-    Fenced(#[from] Fence),
-    /// The process stays, and decides nothing more.
-    #[error("the decision log went back")]
-    WentBack(#[from] Regression),
-}
-
-/// How somebody newer rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fence {
-    /// Another life of the node has begun.
-    #[error("node {node} has begun epoch {newest}, and this process is its epoch {epoch}")]
-    Epoch {
-        /// The writer's node.
-        node: Node,
-        /// The writer's epoch.
-        epoch: Epoch,
-        /// The log's.
-        newest: Epoch,
-    },
-    /// An operator gave the log a new identity.
-    #[error("the log has the identity {newest} now, and this process began under {identity}")]
-    Identity {
-        /// The writer's identity, a former one of this log.
-        identity: LogIdentity,
-        /// The log's.
-        newest: LogIdentity,
-    },
-}
-
-/// How a log shows that it went back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Regression {
-    /// The identity is one that does not follow the writer's.
-    #[error("its identity is {found}, which does not know {identity}")]
-    Identity {
-        /// The writer's identity.
-        identity: LogIdentity,
-        /// The log's.
-        found: LogIdentity,
-    },
-    /// The node has no epoch at all.
-    #[error("it does not know node {node}, which had begun epoch {epoch} in it")]
-    NoEpoch {
-        /// The writer's node.
-        node: Node,
-        /// The writer's epoch.
-        epoch: Epoch,
-    },
-    /// The node's epoch is lower than the writer's.
-    #[error("it has epoch {found} of node {node}, which had begun epoch {epoch} in it")]
-    Epoch {
-        /// The writer's node.
-        node: Node,
-        /// The writer's epoch.
-        epoch: Epoch,
-        /// The log's.
-        found: Epoch,
-    },
-    /// Decisions are missing.
-    #[error(
-        "it counts {found} decision writes of node {node}, of which {decisions_at_least} were durable"
-    )]
-    Decisions {
-        /// The writer's node.
-        node: Node,
-        /// What the writer has seen.
-        decisions_at_least: u64,
-        /// The log's.
-        found: u64,
-    },
-}
-
 /// Why the store would not have a proposal. Clear: this write left no record of the transaction.
 #[derive(Debug, thiserror::Error)]
 #[error("the decision log refused the record of transaction {transaction}")]
@@ -399,40 +269,25 @@ struct NotOfThisLife {
     identity: LogIdentity,
 }
 
-impl Writer {
-    /// Whether a proposal is this writer's to decide.
-    fn admits(&self, proposal: &Record) -> Result<(), Refused> {
-        let Self {
+/// Whether a proposal is this writer's to decide.
+fn admit(writer: &Writer, proposal: &Record) -> Result<(), Refused> {
+    let Writer {
+        node,
+        epoch,
+        identity,
+        ..
+    } = *writer;
+    let transaction = proposal.header.id;
+    if writer.owns(transaction) {
+        Ok(())
+    } else {
+        let cause = NotOfThisLife {
             node,
             epoch,
             identity,
-            ..
-        } = *self;
-        let transaction = proposal.header.id;
-        let own = transaction.node() == node
-            && transaction.epoch() == epoch
-            && transaction.identity() == identity;
-        if own {
-            Ok(())
-        } else {
-            let cause = NotOfThisLife {
-                node,
-                epoch,
-                identity,
-            }
-            .into();
-            Err(Refused { transaction, cause })
         }
-    }
-}
-
-impl fmt::Display for Writer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "epoch {} of node {} under identity {}",
-            self.epoch, self.node, self.identity
-        )
+        .into();
+        Err(Refused { transaction, cause })
     }
 }
 

@@ -35,6 +35,7 @@ use sqlx::{
 use tokio::sync::{Mutex, oneshot};
 use unanimous_protocol::{
     id::{Epoch, LogIdentity, Node, ParticipantName, TransactionId},
+    life::{Head, Writer},
     operations::BodyDigest,
     record::{
         AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Outcome, Part, Record, Standing,
@@ -43,8 +44,8 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, Head, IdentityChange, LogError, Opened, Refused,
-    View, WriteError, Writer,
+    Appends, Batch, Cause, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused, View,
+    WriteError,
 };
 
 /// "UNAN": tells our files from any other SQLite file (`PRAGMA application_id`).
@@ -1021,7 +1022,7 @@ impl DecisionLog for SqliteLog {
         let mut refusals = BTreeMap::new();
         let mut rows = Vec::with_capacity(batch.proposals.len());
         for (at, proposal) in batch.proposals.iter().enumerate() {
-            match writer.admits(proposal).and_then(|()| Row::of(proposal)) {
+            match super::admit(&writer, proposal).and_then(|()| Row::of(proposal)) {
                 Ok(row) => rows.push(row),
                 Err(refused) => drop(refusals.insert(at, refused)),
             }

@@ -1,0 +1,250 @@
+//! Where the parts are joined: the only place that knows all of them.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{Actor as _, Addr, Arbiter};
+use actix_web::{App as WebApp, HttpServer, dev::ServerHandle, web::Data};
+use anyhow::Context as _;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+};
+use tracing::{info, warn};
+use unanimous_protocol::id::Node;
+
+use crate::{
+    actors::{
+        recovery::{Recovered, recover},
+        registry::{Bounds, Condition, Drain, Recover, Registry},
+    },
+    config::{LogUrl, Settings},
+    courier::{Couriers, Http, Limits},
+    http,
+    log::{DecisionLog, LogError, sqlite::SqliteLog},
+};
+
+/// Longer than the couriers of other coordinators and most clients keep an idle connection (30 to 60 s): the server that
+/// closes first makes rare, unexplained failures.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// A client that has not sent its request's head by then is cut off.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A coordinator with ports, ready to run.
+pub struct App {
+    listen: SocketAddr,
+    admin_listen: SocketAddr,
+    grace: Duration,
+    registry: Addr<Registry>,
+    condition: watch::Receiver<Condition>,
+    servers: Vec<actix_web::dev::Server>,
+    // The engine's thread and the calls' runtime live as long as the app.
+    _engine: Arbiter,
+    _calls: Runtime,
+}
+
+/// How a coordinator ended.
+pub enum Ending {
+    /// It was asked to stop.
+    Stopped,
+    /// Another one has taken its place, for this reason.
+    Fenced(String),
+}
+
+impl App {
+    /// Opens the log, begins a new life in it, recovers what is unfinished, and listens.
+    ///
+    /// # Errors
+    /// When an address is taken, or the log can not be opened or is held by another process.
+    pub async fn build(settings: &Settings) -> anyhow::Result<Self> {
+        // Addresses first: a start that fails should not have fenced anybody.
+        let (listener, listen) = bind(settings.listen)?;
+        let (admin_listener, admin_listen) = bind(settings.admin_listen)?;
+        let log = open_log(&settings.log).await?;
+        if !settings.adopt_nodes.is_empty() && log.is_exclusive() {
+            warn!(
+                adopt = ?settings.adopt_nodes, force = settings.force,
+                "--adopt-node is not needed on this log: a start takes over every node in it"
+            );
+        }
+        let Recovered { life, unfinished } = begin_life(&log, settings.node).await?;
+
+        let calls = Runtime::new().context("no threads for calls to participants")?;
+        let transport = Arc::new(Http::new(&Limits::default())?);
+        let couriers = Couriers::new(
+            Limits::default(),
+            transport,
+            calls.handle().clone(),
+            rand::random(),
+        );
+        for (participant, endpoint) in &settings.participants {
+            couriers.register(participant, endpoint.clone());
+        }
+        let (tell_condition, condition) = watch::channel(Condition::Ready);
+        let registry = Registry::new(life, log, couriers, Bounds::default(), tell_condition);
+        let engine = Arbiter::new();
+        let registry = Registry::start_in_arbiter(&engine.handle(), |_| registry);
+        registry
+            .send(Recover(unfinished))
+            .await
+            .context("the registry ended at start")?;
+
+        let servers = serve(listener, admin_listener, &registry, &condition)?;
+        let (grace, _engine, _calls) = (settings.grace, engine, calls);
+        Ok(Self {
+            listen,
+            admin_listen,
+            grace,
+            registry,
+            condition,
+            servers,
+            _engine,
+            _calls,
+        })
+    }
+
+    /// The API's address.
+    #[must_use]
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// The admin listener's address.
+    #[must_use]
+    pub fn admin_listen(&self) -> SocketAddr {
+        self.admin_listen
+    }
+
+    /// Serves until SIGTERM, SIGINT, or until it is fenced.
+    ///
+    /// # Errors
+    /// When signals can not be listened for.
+    pub async fn run_until_stopped(mut self) -> anyhow::Result<Ending> {
+        let mut terminate = signal(SignalKind::terminate()).context("no handler for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("no handler for SIGINT")?;
+        let handles: Vec<ServerHandle> =
+            self.servers.iter().map(|server| server.handle()).collect();
+        for server in self.servers.drain(..) {
+            actix_web::rt::spawn(server);
+        }
+        let fenced = fenced(self.condition.clone());
+        tokio::pin!(fenced);
+        tokio::select! {
+            // At once: a fenced coordinator says nothing more, not even to those who wait.
+            why = &mut fenced => return Ok(Ending::Fenced(why)),
+            _ = terminate.recv() => info!("SIGTERM: nothing new is begun, running transactions may finish"),
+            _ = interrupt.recv() => info!("SIGINT: nothing new is begun, running transactions may finish"),
+        }
+        let (drained, is_drained) = oneshot::channel();
+        self.registry.do_send(Drain(drained));
+        tokio::select! {
+            why = &mut fenced => return Ok(Ending::Fenced(why)),
+            _ = is_drained => info!("every transaction is decided"),
+            () = tokio::time::sleep(self.grace) => warn!(
+                "the grace time is over: undecided transactions are aborted, as everything is that has no record"
+            ),
+        }
+        for handle in handles {
+            // Graceful: whoever waits for an outcome that is decided gets it.
+            tokio::time::timeout(Duration::from_secs(2), handle.stop(true))
+                .await
+                .ok();
+        }
+        Ok(Ending::Stopped)
+    }
+}
+
+async fn fenced(mut condition: watch::Receiver<Condition>) -> String {
+    let is_fenced = |condition: &Condition| matches!(condition, Condition::Fenced(_));
+    match condition.wait_for(is_fenced).await.as_deref() {
+        Ok(Condition::Fenced(why)) => why.clone(),
+        // The registry lives as long as the app.
+        Ok(_) | Err(_) => std::future::pending().await,
+    }
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let taken = || format!("can not listen on {address}: is another program using it?");
+    let listener = TcpListener::bind(address).with_context(taken)?;
+    let bound = listener.local_addr().with_context(taken)?;
+    Ok((listener, bound))
+}
+
+async fn open_log(url: &LogUrl) -> anyhow::Result<Arc<dyn DecisionLog>> {
+    match url {
+        LogUrl::Sqlite(path) => {
+            let log = SqliteLog::open(path)
+                .await
+                .with_context(|| format!("the decision log {url}"))?;
+            Ok(Arc::new(log))
+        }
+    }
+}
+
+/// The log at `url`, which must exist already.
+///
+/// # Errors
+/// When it does not, or is held by another process.
+pub async fn open_existing_log(url: &LogUrl) -> anyhow::Result<Arc<dyn DecisionLog>> {
+    match url {
+        LogUrl::Sqlite(path) => {
+            anyhow::ensure!(
+                path.exists(),
+                "there is no decision log at {}",
+                path.display()
+            );
+            open_log(url).await
+        }
+    }
+}
+
+/// Begins a life, and tries again while the log does not answer.
+async fn begin_life(log: &Arc<dyn DecisionLog>, node: Node) -> anyhow::Result<Recovered> {
+    loop {
+        match recover(log, node).await {
+            Ok(recovered) => return Ok(recovered),
+            Err(error @ LogError::Unavailable(_)) => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the start waits for the decision log"
+                );
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error @ LogError::Broken(_)) => return Err(error.into()),
+        }
+    }
+}
+
+fn serve(
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    registry: &Addr<Registry>,
+    condition: &watch::Receiver<Condition>,
+) -> anyhow::Result<Vec<actix_web::dev::Server>> {
+    let registry = registry.clone();
+    let api = HttpServer::new(move || {
+        WebApp::new()
+            .app_data(Data::new(registry.clone()))
+            .configure(http::api)
+    })
+    .keep_alive(KEEP_ALIVE)
+    .client_request_timeout(HEAD_TIMEOUT)
+    .disable_signals()
+    .listen(listener)?;
+    let condition = condition.clone();
+    let admin = HttpServer::new(move || {
+        WebApp::new()
+            .app_data(Data::new(condition.clone()))
+            .configure(http::admin)
+    })
+    .workers(1)
+    .keep_alive(KEEP_ALIVE)
+    .client_request_timeout(HEAD_TIMEOUT)
+    .disable_signals()
+    .listen(admin_listener)?;
+    Ok(vec![api.run(), admin.run()])
+}

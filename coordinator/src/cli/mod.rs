@@ -1,0 +1,44 @@
+//! The command line: one file per command.
+
+mod log;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ServeArgs;
+
+/// Commits a change in several services together, or in none of them.
+#[derive(Parser)]
+#[command(name = "unanimous", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the coordinator until SIGTERM, which lets running transactions finish
+    Serve(ServeArgs),
+    /// Look after the decision log
+    #[command(subcommand)]
+    Log(log::LogCommand),
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn run() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Log(command) => log::run(command),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            // The whole chain: the outermost says what was tried, the innermost why it failed.
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Settings: flags win over environment over file. Parsed once, checked once.
+//!
+//! Every flag has an environment variable (`--admin-listen`, `UNANIMOUS_ADMIN_LISTEN`) and a key in the file
+//! (`admin-listen = "127.0.0.1:7071"`). Participants are merged by name.
+
+use std::{
+    collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration,
+};
+
+use clap::Args;
+use serde::Deserialize;
+use unanimous_protocol::id::{Node, ParticipantName};
+
+use crate::courier::Endpoint;
+
+/// What `unanimous serve` is told.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeArgs {
+    /// The decision log. A commit is a record in it, and nothing else [default: sqlite:unanimous.sqlite]
+    #[arg(long, env = "UNANIMOUS_LOG", value_name = "sqlite:PATH")]
+    pub log: Option<LogUrl>,
+    /// Where clients and participants reach the API; port 0 takes a free one [default: 127.0.0.1:7070]
+    #[arg(long, env = "UNANIMOUS_LISTEN", value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Where health and readiness are asked [default: 127.0.0.1:7071]
+    #[arg(long, env = "UNANIMOUS_ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
+    /// This coordinator's number among those that share the log, 1 to 65535 [default: 1]
+    #[arg(long, env = "UNANIMOUS_NODE", value_parser = clap::value_parser!(u16).range(1..))]
+    pub node: Option<u16>,
+    /// Take over the unfinished transactions of a node that nobody runs any more. On SQLite a start takes every node's
+    #[arg(
+        long,
+        env = "UNANIMOUS_ADOPT_NODES",
+        value_name = "N",
+        value_delimiter = ','
+    )]
+    pub adopt_node: Vec<u16>,
+    /// With --adopt-node: do not wait until the node was last seen 10 s ago
+    #[arg(long, env = "UNANIMOUS_FORCE")]
+    pub force: bool,
+    /// How long finished transactions are kept for questions and idempotency keys, from their finish [default: 168h]
+    #[arg(long, env = "UNANIMOUS_RETENTION", value_name = "DURATION")]
+    pub retention: Option<humantime::Duration>,
+    /// How long running transactions are given to finish after SIGTERM [default: 10s]
+    #[arg(long, env = "UNANIMOUS_GRACE", value_name = "DURATION")]
+    pub grace: Option<humantime::Duration>,
+    /// A participant and the base URL of its routes; may be repeated
+    #[arg(
+        long = "participant",
+        env = "UNANIMOUS_PARTICIPANTS",
+        value_name = "NAME=URL",
+        value_delimiter = ','
+    )]
+    pub participants: Vec<NamedEndpoint>,
+    /// A TOML file with the same settings under the flags' names, and a table [participants]
+    #[arg(long, env = "UNANIMOUS_CONFIG", value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+}
+
+/// The file: the flags' names as keys.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    log: Option<String>,
+    listen: Option<SocketAddr>,
+    admin_listen: Option<SocketAddr>,
+    node: Option<u16>,
+    #[serde(default)]
+    adopt_node: Vec<u16>,
+    #[serde(default)]
+    force: bool,
+    retention: Option<String>,
+    grace: Option<String>,
+    #[serde(default)]
+    participants: BTreeMap<String, String>,
+}
+
+/// Settings that hold together.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The decision log.
+    pub log: LogUrl,
+    /// The API's address.
+    pub listen: SocketAddr,
+    /// The admin listener's address.
+    pub admin_listen: SocketAddr,
+    /// This coordinator's node.
+    pub node: Node,
+    /// Nodes to take over.
+    pub adopt_nodes: Vec<Node>,
+    /// Take them over without waiting.
+    pub force: bool,
+    /// How long finished transactions are kept.
+    pub retention: Duration,
+    /// How long running transactions are given on SIGTERM.
+    pub grace: Duration,
+    /// Participants given at start.
+    pub participants: BTreeMap<ParticipantName, Endpoint>,
+}
+
+/// Where a decision log is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogUrl {
+    /// A file that this process alone owns.
+    Sqlite(PathBuf),
+}
+
+/// A text that names no decision log.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidLogUrl {
+    /// A backend that this version has not.
+    #[error("this version keeps its decision log in SQLite only: give sqlite:PATH")]
+    Postgres,
+    /// Nothing that we know.
+    #[error(
+        "a decision log is given as sqlite:PATH, for example sqlite:/var/lib/unanimous/log.sqlite"
+    )]
+    Unknown,
+}
+
+impl FromStr for LogUrl {
+    type Err = InvalidLogUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLogUrl> {
+        match text.split_once(':') {
+            Some(("sqlite", path)) if !path.is_empty() => {
+                Ok(Self::Sqlite(path.strip_prefix("//").unwrap_or(path).into()))
+            }
+            Some(("postgres" | "postgresql", _)) => Err(InvalidLogUrl::Postgres),
+            Some(_) | None => Err(InvalidLogUrl::Unknown),
+        }
+    }
+}
+
+impl fmt::Display for LogUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+        }
+    }
+}
+
+/// `NAME=URL`
+#[derive(Clone, Debug)]
+pub struct NamedEndpoint(ParticipantName, Endpoint);
+
+impl FromStr for NamedEndpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, url) = text.split_once('=').ok_or_else(|| {
+            format!("{text:?} is not NAME=URL, for example east=http://127.0.0.1:8081/unanimous")
+        })?;
+        named_endpoint(name, url)
+    }
+}
+
+fn named_endpoint(name: &str, url: &str) -> Result<NamedEndpoint, String> {
+    let participant = name
+        .parse()
+        .map_err(|error| format!("participant {name:?}: {error}"))?;
+    let endpoint = url
+        .parse()
+        .map_err(|error| format!("participant {name}, URL {url:?}: {error}"))?;
+    Ok(NamedEndpoint(participant, endpoint))
+}
+
+/// Settings that do not hold together. The text says where, and what to write instead.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidSettings {
+    /// The file can not be read.
+    #[error("the configuration file {path} can not be read")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The file is not what it should be; the cause shows the line.
+    #[error("the configuration file {path}:\n{cause}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        cause: String,
+    },
+    /// A participant is given twice with different URLs.
+    #[error("participant {0} is given twice, with different URLs: keep one of them")]
+    ParticipantTwice(ParticipantName),
+}
+
+impl Settings {
+    /// Puts flags, environment and file together.
+    ///
+    /// # Errors
+    /// When the file can not be read, or something in it is not what it should be.
+    pub fn gather(args: ServeArgs) -> Result<Self, InvalidSettings> {
+        let path = args.config.unwrap_or_default();
+        let file = if path.as_os_str().is_empty() {
+            File::default()
+        } else {
+            read(&path)?
+        };
+        let in_file = |cause: String| InvalidSettings::File {
+            path: path.clone(),
+            cause,
+        };
+        let mut participants = BTreeMap::new();
+        for (name, url) in &file.participants {
+            let NamedEndpoint(name, endpoint) = named_endpoint(name, url)
+                .map_err(|error| in_file(format!("in [participants]: {error}")))?;
+            participants.insert(name, endpoint);
+        }
+        let mut given = BTreeMap::new();
+        for NamedEndpoint(name, endpoint) in args.participants {
+            let earlier = given.insert(name.clone(), endpoint.clone());
+            if earlier.is_some_and(|earlier| earlier != endpoint) {
+                return Err(InvalidSettings::ParticipantTwice(name));
+            }
+        }
+        participants.extend(given);
+        let duration = |key: &str, text: Option<String>| {
+            text.map(|text| {
+                text.parse::<humantime::Duration>().map_err(|error| {
+                    in_file(format!(
+                        "{key} = {text:?}: {error}; write for example \"168h\""
+                    ))
+                })
+            })
+            .transpose()
+        };
+        let retention = args.retention.or(duration("retention", file.retention)?);
+        let grace = args.grace.or(duration("grace", file.grace)?);
+        let log_in_file = file
+            .log
+            .map(|text| {
+                text.parse()
+                    .map_err(|error| in_file(format!("log = {text:?}: {error}")))
+            })
+            .transpose()?;
+        if file.node == Some(0) {
+            return Err(in_file(
+                "node = 0: nodes are numbered 1 to 65535".to_owned(),
+            ));
+        }
+        let adopt = if args.adopt_node.is_empty() {
+            file.adopt_node
+        } else {
+            args.adopt_node
+        };
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Ok(Self {
+            log: args
+                .log
+                .or(log_in_file)
+                .unwrap_or(LogUrl::Sqlite("unanimous.sqlite".into())),
+            listen: args.listen.or(file.listen).unwrap_or(local(7070)),
+            admin_listen: args
+                .admin_listen
+                .or(file.admin_listen)
+                .unwrap_or(local(7071)),
+            node: Node(args.node.or(file.node).unwrap_or(1)),
+            adopt_nodes: adopt.into_iter().map(Node).collect(),
+            force: args.force || file.force,
+            retention: retention.map_or(Duration::from_secs(168 * 3600), Into::into),
+            grace: grace.map_or(Duration::from_secs(10), Into::into),
+            participants,
+        })
+    }
+}
+
+fn read(path: &PathBuf) -> Result<File, InvalidSettings> {
+    let text = std::fs::read_to_string(path).map_err(|cause| InvalidSettings::Unreadable {
+        path: path.clone(),
+        cause,
+    })?;
+    // The error shows the line and, for an unknown key, the known ones.
+    toml::from_str(&text).map_err(|error| InvalidSettings::File {
+        path: path.clone(),
+        cause: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Settings, InvalidSettings> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("unanimous.toml");
+        std::fs::write(&path, text).unwrap();
+        Settings::gather(ServeArgs {
+            config: Some(path),
+            ..ServeArgs::default()
+        })
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_participants_are_merged_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("unanimous.toml");
+        let text = "listen = \"127.0.0.1:1\"\nnode = 7\nretention = \"2h\"\n[participants]\n\
+                    east = \"http://127.0.0.1:1/u\"\nwest = \"http://127.0.0.1:2/u\"\n";
+        std::fs::write(&path, text).unwrap();
+        let args = ServeArgs {
+            config: Some(path),
+            node: Some(9),
+            participants: vec!["east=http://127.0.0.1:3/u".parse().unwrap()],
+            ..ServeArgs::default()
+        };
+        let settings = Settings::gather(args).unwrap();
+        assert_eq!(settings.node, Node(9));
+        assert_eq!(settings.listen.port(), 1);
+        assert_eq!(settings.retention, Duration::from_secs(7200));
+        let east: ParticipantName = "east".parse().unwrap();
+        assert_eq!(
+            settings.participants[&east],
+            "http://127.0.0.1:3/u".parse().unwrap()
+        );
+        assert_eq!(settings.participants.len(), 2);
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_the_line_and_the_remedy() {
+        for (text, says) in [
+            (
+                "lisen = \"127.0.0.1:1\"",
+                &["line 1", "lisen", "listen"][..],
+            ),
+            ("\nlisten = 7", &["line 2", "listen"]),
+            ("retention = \"soon\"", &["retention", "168h"]),
+            ("node = 0", &["node", "1 to 65535"]),
+            ("log = \"postgres://x\"", &["log", "sqlite:PATH"]),
+            (
+                "[participants]\nEast = \"http://h/\"",
+                &["participants", "East"],
+            ),
+            (
+                "[participants]\neast = \"ftp://h/\"",
+                &["participants", "east", "ftp"],
+            ),
+        ] {
+            let error = file(text).unwrap_err().to_string();
+            for word in says {
+                assert!(
+                    error.contains(word),
+                    "{text:?} gives {error:?}, without {word:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_participant_given_twice_with_different_urls_is_refused() {
+        let args = |second: &str| ServeArgs {
+            participants: vec!["east=http://h/a".parse().unwrap(), second.parse().unwrap()],
+            ..ServeArgs::default()
+        };
+        assert!(Settings::gather(args("east=http://h/a")).is_ok());
+        assert!(Settings::gather(args("east=http://h/b")).is_err());
+    }
+}

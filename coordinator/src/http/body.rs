@@ -1,0 +1,122 @@
+//! Reading requests: bodies, query members, headers. Whatever is wrong is said with the member it stands in.
+
+use actix_web::{HttpRequest, http::header, web::Payload};
+use futures_util::StreamExt as _;
+use serde::de::DeserializeOwned;
+use unanimous_protocol::{id::TransactionId, record::IdempotencyKey};
+
+use super::problem::ApiProblem;
+
+/// Largest body, in bytes.
+pub const BODY_MAX: usize = 256 * 1024;
+
+/// The transaction that the path names.
+pub fn path_id(request: &HttpRequest) -> Result<TransactionId, ApiProblem> {
+    let text = request.match_info().get("id").unwrap_or_default();
+    text.parse().map_err(|cause| ApiProblem::InvalidId {
+        text: shortened(text),
+        cause,
+    })
+}
+
+/// The body as `T`. An empty one is `{}`; a content type is asked for only where there is a body.
+pub async fn read<T: DeserializeOwned>(
+    request: &HttpRequest,
+    mut payload: Payload,
+) -> Result<T, ApiProblem> {
+    let too_large = || ApiProblem::PayloadTooLarge { limit: BODY_MAX };
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > BODY_MAX as u64) {
+        return Err(too_large());
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk
+            .map_err(|error| ApiProblem::InvalidRequest(format!("the body broke off: {error}")))?;
+        if body.len() + chunk.len() > BODY_MAX {
+            return Err(too_large());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    if body.is_empty() {
+        return parse("{}");
+    }
+    check_content_type(request)?;
+    let text = std::str::from_utf8(&body)
+        .map_err(|error| ApiProblem::InvalidRequest(format!("the body is not UTF-8: {error}")))?;
+    parse(text)
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, ApiProblem> {
+    let invalid = |text: String| ApiProblem::InvalidRequest(text);
+    // Deriving serde's messages name the member where they can; the path says which one of many.
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        invalid(if path == "." {
+            inner.to_string()
+        } else {
+            format!("{path}: {inner}")
+        })
+    })?;
+    deserializer
+        .end()
+        .map_err(|error| invalid(format!("after the body: {error}")))?;
+    Ok(value)
+}
+
+fn check_content_type(request: &HttpRequest) -> Result<(), ApiProblem> {
+    let value = request.headers().get(header::CONTENT_TYPE);
+    let text = value.and_then(|value| value.to_str().ok());
+    let media_type = text.and_then(|text| text.split(';').next()).map(str::trim);
+    match media_type {
+        Some(media_type) if media_type.eq_ignore_ascii_case("application/json") => Ok(()),
+        Some(media_type) => Err(ApiProblem::UnsupportedMediaType(shortened(media_type))),
+        None => Err(ApiProblem::UnsupportedMediaType("missing".to_owned())),
+    }
+}
+
+/// The query as `T`, which denies unknown members.
+pub fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, ApiProblem> {
+    actix_web::web::Query::<T>::from_query(request.query_string())
+        .map(actix_web::web::Query::into_inner)
+        .map_err(|error| ApiProblem::InvalidRequest(format!("in the query: {error}")))
+}
+
+/// The `Idempotency-Key`, where there is one.
+pub fn idempotency_key(request: &HttpRequest) -> Result<Option<IdempotencyKey>, ApiProblem> {
+    let mut values = request.headers().get_all("idempotency-key");
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    if values.next().is_some() {
+        let twice = "the header Idempotency-Key is given twice".to_owned();
+        return Err(ApiProblem::InvalidRequest(twice));
+    }
+    // A value that is not ASCII fails as what it is: no key.
+    let key = value.to_str().unwrap_or_default().parse();
+    key.map(Some)
+        .map_err(|error| ApiProblem::InvalidRequest(format!("Idempotency-Key: {error}")))
+}
+
+/// The W3C trace context of the request, if it has one that may be passed on: the header's own form, no more.
+pub fn traceparent(request: &HttpRequest) -> Option<String> {
+    let value = request.headers().get("traceparent")?.to_str().ok()?;
+    let fits = value.len() <= 256
+        && value
+            .bytes()
+            .all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    fits.then(|| value.to_owned())
+}
+
+/// Text of the client's for an error message.
+fn shortened(text: &str) -> String {
+    const LONGEST: usize = 80;
+    let mut short: String = text.chars().take(LONGEST).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}

@@ -1,0 +1,88 @@
+//! The route tables. A handler parses, asks an actor, renders; it never writes the log and never calls a participant.
+
+pub mod body;
+pub mod health;
+pub mod problem;
+pub mod transactions;
+
+use actix_web::{
+    HttpRequest,
+    web::{self, ServiceConfig},
+};
+use unanimous_protocol::id::TransactionId;
+
+use problem::ApiProblem;
+
+/// The coordinator's API (`wire.md` section 1).
+pub fn api(config: &mut ServiceConfig) {
+    let only = |allow: &'static str| web::to(move |request| method_not_allowed(request, allow));
+    config
+        .service(
+            web::resource("/v1/transactions")
+                .route(web::post().to(transactions::begin))
+                .default_service(only("POST")),
+        )
+        .service(
+            web::resource("/v1/transactions/{id}")
+                .route(web::get().to(transactions::show))
+                .default_service(only("GET")),
+        )
+        .service(
+            web::resource("/v1/transactions/{id}/branches")
+                .route(web::post().to(transactions::enlist))
+                .default_service(only("POST")),
+        )
+        .service(
+            web::resource("/v1/transactions/{id}/commit")
+                .route(web::post().to(transactions::commit))
+                .default_service(only("POST")),
+        )
+        .service(
+            web::resource("/v1/transactions/{id}/abort")
+                .route(web::post().to(transactions::abort))
+                .default_service(only("POST")),
+        )
+        .service(
+            web::resource("/v1/transactions/{id}/outcome")
+                .route(web::get().to(transactions::outcome))
+                .default_service(only("GET")),
+        )
+        .default_service(web::to(not_found));
+}
+
+/// The admin listener.
+pub fn admin(config: &mut ServiceConfig) {
+    let only = |allow: &'static str| web::to(move |request| method_not_allowed(request, allow));
+    config
+        .service(
+            web::resource("/healthz")
+                .route(web::get().to(health::healthz))
+                .default_service(only("GET")),
+        )
+        .service(
+            web::resource("/readyz")
+                .route(web::get().to(health::readyz))
+                .default_service(only("GET")),
+        )
+        .default_service(web::to(not_found));
+}
+
+/// Where a transaction is found: a path, for the client knows the host.
+fn location(id: TransactionId) -> String {
+    format!("/v1/transactions/{id}")
+}
+
+async fn not_found(request: HttpRequest) -> Result<String, ApiProblem> {
+    Err(ApiProblem::NotFound(request.path().to_owned()))
+}
+
+async fn method_not_allowed(
+    request: HttpRequest,
+    allow: &'static str,
+) -> Result<String, ApiProblem> {
+    Err(ApiProblem::MethodNotAllowed {
+        path: request.path().to_owned(),
+        method: request.method().to_string(),
+        allow,
+    })
+}
