@@ -16,6 +16,7 @@ use unanimous_protocol::{
 use crate::{
     branch::{self, Asked, Context, KeyPatience, Stop},
     intent_log::{Bounds, Local, LogError, end_backend},
+    keys::Waiter,
     participant::Shared,
     running::{Entered, Turn},
     service::InvalidOperation,
@@ -55,6 +56,8 @@ pub(crate) enum Unanswered {
     Cancelled,
     #[error("the service could not carry out operations[{index}]; why is in its log")]
     Failed { index: usize },
+    #[error("a statement of the service's code failed, and the code went on and said yes")]
+    Broken,
     #[error("this version of the service can not read what the branch has promised: {0}")]
     Outdated(InvalidOperation),
     #[error("the service took longer than it may")]
@@ -116,6 +119,8 @@ impl Shared {
     ) -> Result<Answer, Unanswered> {
         let mut patience = KeyPatience::default();
         let mut waiting_since = None;
+        // Counted among its key's waiters from the first attempt to the last.
+        let mut waiter: Option<Waiter<'_>> = None;
         let mut in_time = Instant::now() < deadline;
         loop {
             // Past the deadline a slot is still waited for, a little: the refusal is to be stored.
@@ -141,7 +146,10 @@ impl Shared {
                 Err(Stop::KeyHeld { key }) => {
                     drop(slot);
                     let since = *waiting_since.get_or_insert_with(Instant::now);
-                    match self.keys.enter(&key) {
+                    if waiter.as_ref().is_none_or(|waiter| waiter.key() != key) {
+                        waiter = self.keys.enter(&key);
+                    }
+                    match &waiter {
                         Some(waiter) => {
                             tokio::select! {
                                 () = waiter.wait() => {}
@@ -287,6 +295,7 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
             let answer = match &error {
                 LogError::Busy(_) => Unanswered::Busy,
                 LogError::Unavailable(_) | LogError::NoConnection(_) => Unanswered::Database,
+                LogError::Broken(_) => Unanswered::Broken,
                 LogError::Unclear(_) | LogError::Silent => Unanswered::Unclear,
                 LogError::Unreadable { .. } | LogError::Foreign(_) => Unanswered::Unreadable,
             };

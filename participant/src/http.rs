@@ -194,7 +194,7 @@ impl Participant {
                 "ask again, or give its pool more connections",
             ),
             Unanswered::Busy | Unanswered::Cancelled => (503, "branch-busy", "ask again"),
-            Unanswered::Failed { .. } => (503, "service-failed", "ask again"),
+            Unanswered::Failed { .. } | Unanswered::Broken => (503, "service-failed", "ask again"),
             Unanswered::Outdated(_) => (
                 503,
                 "service-outdated",

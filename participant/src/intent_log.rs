@@ -40,6 +40,10 @@ pub(crate) enum LogError {
     /// Nothing was changed.
     #[error("the database does not answer: {}", describe(.0))]
     Unavailable(#[source] tokio_postgres::Error),
+    /// A statement of the service's code failed before, and the code went on. Nothing was changed: Postgres takes no
+    /// promise, and no commit, in a transaction that has failed.
+    #[error("the local transaction had failed before its row could be written")]
+    Broken(#[source] tokio_postgres::Error),
     /// No connection could be had; nothing was changed.
     #[error("no connection to the database: {0}")]
     NoConnection(String),
@@ -66,7 +70,9 @@ pub(crate) enum LogError {
 impl From<tokio_postgres::Error> for LogError {
     /// Of a statement before the commit: whatever happened, the local transaction is not committed.
     fn from(error: tokio_postgres::Error) -> Self {
-        if error.code().is_some_and(is_contention) {
+        if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) {
+            Self::Broken(error)
+        } else if error.code().is_some_and(is_contention) {
             Self::Busy(error)
         } else {
             Self::Unavailable(error)
@@ -224,6 +230,9 @@ impl Local {
         let connection = self.connection()?;
         let insert = connection.prepare_cached(INSERT).await?;
         let lock = connection.prepare_cached(LOCK).await?;
+        // For later: once a statement of the service has failed, none can be prepared, and a no must still be stored.
+        connection.prepare_cached(STORE).await?;
+        connection.prepare_cached(RELEASE_KEYS).await?;
         // READ COMMITTED whatever the server's default is: the locked row must be read as it is once it is locked.
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = {}; \
@@ -363,6 +372,9 @@ impl Local {
                 // Clean: the only way back into the pool but a clean rollback.
                 self.connection = None;
                 Ok(())
+            }
+            Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
+                Err(LogError::Broken(error))
             }
             // An error with a SQLSTATE of a statement, COMMIT included, means that Postgres rolled back; but which of
             // the two it was is not told apart here, and "unknown" is always true.

@@ -53,6 +53,11 @@ impl KeyWaiters {
 }
 
 impl Waiter<'_> {
+    /// Which key it waits for.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Returns when it is worth trying again.
     pub(crate) async fn wait(&self) {
         drop(tokio::time::timeout(LOOK_AGAIN, self.waiters.released.notified()).await);

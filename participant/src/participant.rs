@@ -42,7 +42,8 @@ pub(crate) struct Shared {
     pub(crate) sessions: Sessions,
     pub(crate) coordinators: Vec<Coordinator>,
     pub(crate) http: reqwest::Client,
-    /// Outcomes found by inquiries are applied so many at a time: half the pool, and told outcomes come between.
+    /// Outcomes found by inquiries are applied so many at a time: one fewer than the pool has connections, for the
+    /// outcomes that are told.
     pub(crate) settling: Semaphore,
     pub(crate) inquire_after: Duration,
     pub(crate) inquire_every_max: Duration,
@@ -300,7 +301,7 @@ impl Builder {
             sessions: Sessions::default(),
             coordinators,
             http,
-            settling: Semaphore::new(size / 2),
+            settling: Semaphore::new(size - 1),
             inquire_after: self.inquire_after,
             inquire_every_max: self.inquire_every_max,
             runtime: runtime.clone(),

@@ -6,7 +6,7 @@
 pub mod bank;
 pub mod server;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -48,6 +48,7 @@ pub fn run() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     // A service that is half alive is worse than one that is started again: what it promised is in its database.
     std::panic::set_hook(Box::new(|panic| {
