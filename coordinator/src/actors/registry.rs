@@ -82,7 +82,10 @@ pub struct Registry {
     delivering_aborts: BTreeSet<TransactionId>,
     key_lookups: KeyLookups,
     condition: watch::Sender<Condition>,
-    log_answers: bool,
+    /// Whether the log answered the last read of its head.
+    log_is_read: bool,
+    /// Whether it took the last write. A full disk takes none, and is read all the same.
+    log_is_written: bool,
     accepting: bool,
     /// Whether the transactions were told that the log went back.
     frozen: bool,
@@ -125,7 +128,8 @@ impl Registry {
             delivering_aborts: BTreeSet::new(),
             key_lookups: KeyLookups::default(),
             condition,
-            log_answers: true,
+            log_is_read: true,
+            log_is_written: true,
             accepting: true,
             frozen: false,
             drained: Vec::new(),
@@ -141,12 +145,16 @@ impl Registry {
         })
     }
 
+    fn log_answers(&self) -> bool {
+        self.log_is_read && self.log_is_written
+    }
+
     /// Begins a transaction under a new id, with all that the request asked for.
     fn begin(&mut self, begin: Begin, ctx: &mut Context<Self>) -> BeginOutcome {
         if !self.accepting {
             return BeginOutcome::ShuttingDown;
         }
-        if !self.log_answers || *self.life.standing() != Standing::Serving {
+        if !self.log_answers() || *self.life.standing() != Standing::Serving {
             return BeginOutcome::LogUnavailable;
         }
         if self.undecided >= self.bounds.undecided_max {
@@ -330,7 +338,7 @@ impl Registry {
             }
             Err(LogError::Unavailable(cause)) => {
                 warn!(error = %cause, "the decision log does not answer");
-                registry.log_answers = false;
+                registry.log_is_read = false;
                 registry.report_condition();
             }
             Err(LogError::Broken(cause)) => {
@@ -341,7 +349,7 @@ impl Registry {
     }
 
     fn observed(&mut self, known: &Writer, head: &Head) {
-        self.log_answers = true;
+        self.log_is_read = true;
         self.life.observe(known, head);
     }
 
@@ -355,7 +363,7 @@ impl Registry {
         let condition = match self.life.standing() {
             Standing::Fenced(why) => Condition::Fenced(why.clone()),
             Standing::WentBack(why) => Condition::WentBack(why.clone()),
-            Standing::Serving if self.log_answers => Condition::Ready,
+            Standing::Serving if self.log_answers() => Condition::Ready,
             Standing::Serving => Condition::LogUnavailable,
         };
         self.condition.send_if_modified(|present| {
@@ -727,7 +735,7 @@ impl Handler<LogAnswers> for Registry {
     type Result = ();
 
     fn handle(&mut self, LogAnswers(answers): LogAnswers, _: &mut Context<Self>) {
-        self.log_answers = answers;
+        self.log_is_written = answers;
         self.report_condition();
     }
 }
