@@ -291,8 +291,12 @@ fn a_repeat_of_a_begin_is_the_same_body_apart_from_what_says_how_to_answer() {
     }
     let branches = |order: &str| format!("{{\"branches\":[{order}]}}");
     assert_ne!(
-        digest(&branches(r#"{"participant":"east"},{"participant":"west"}"#)),
-        digest(&branches(r#"{"participant":"west"},{"participant":"east"}"#)),
+        digest(&branches(
+            r#"{"participant":"east"},{"participant":"west"}"#
+        )),
+        digest(&branches(
+            r#"{"participant":"west"},{"participant":"east"}"#
+        )),
     );
 }
 
