@@ -13,3 +13,5 @@ mod replies;
 mod rig;
 #[cfg(test)]
 mod schedules;
+#[cfg(test)]
+mod tables;
