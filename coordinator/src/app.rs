@@ -23,7 +23,7 @@ use crate::{
         registry::{Bounds, Condition, Drain, Recover, Registry},
     },
     config::{LogUrl, Settings},
-    courier::{Couriers, Http, Limits},
+    courier::{Couriers, Http, Limits, Transport},
     http,
     log::{DecisionLog, LogError, sqlite::SqliteLog},
 };
@@ -44,7 +44,36 @@ pub struct App {
     servers: Vec<actix_web::dev::Server>,
     // The engine's thread and the calls' runtime live as long as the app.
     _engine: Arbiter,
-    _calls: Runtime,
+    _calls: Calls,
+}
+
+/// The runtime that calls to participants are made on. It is ended from within another one, where waiting for its
+/// threads would be a panic: what is under way is dropped, as in any other end of the process.
+struct Calls(Option<Runtime>);
+
+impl Calls {
+    fn start() -> anyhow::Result<Self> {
+        Ok(Self(Some(
+            Runtime::new().context("no threads for calls to participants")?,
+        )))
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        // It is there until it is dropped.
+        self.0
+            .as_ref()
+            .map_or_else(tokio::runtime::Handle::current, |runtime| {
+                runtime.handle().clone()
+            })
+    }
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// How a coordinator ended.
@@ -73,19 +102,19 @@ impl App {
         }
         let Recovered { life, unfinished } = begin_life(&log, settings.node).await?;
 
-        let calls = Runtime::new().context("no threads for calls to participants")?;
-        let transport = Arc::new(Http::new(&Limits::default())?);
+        let calls = Calls::start()?;
+        let http = Arc::new(Http::new(&Limits::default())?);
         let couriers = Couriers::new(
             Limits::default(),
-            transport,
-            calls.handle().clone(),
+            Arc::clone(&http) as Arc<dyn Transport>,
+            calls.handle(),
             rand::random(),
         );
         for (participant, endpoint) in &settings.participants {
             couriers.register(participant, endpoint.clone());
         }
         let (tell_condition, condition) = watch::channel(Condition::Ready);
-        let registry = Registry::new(life, log, couriers, Bounds::default(), tell_condition);
+        let registry = Registry::new(life, log, couriers, http, Bounds::default(), tell_condition);
         let engine = Arbiter::new();
         let registry = Registry::start_in_arbiter(&engine.handle(), |_| registry);
         registry

@@ -31,7 +31,7 @@ pub struct ServeArgs {
     /// Take over the unfinished transactions of a node that nobody runs any more. On SQLite a start takes every node's
     #[arg(
         long,
-        env = "UNANIMOUS_ADOPT_NODES",
+        env = "UNANIMOUS_ADOPT_NODE",
         value_name = "N",
         value_delimiter = ','
     )]
@@ -39,7 +39,7 @@ pub struct ServeArgs {
     /// With --adopt-node: do not wait until the node was last seen 10 s ago
     #[arg(long, env = "UNANIMOUS_FORCE")]
     pub force: bool,
-    /// How long finished transactions are kept for questions and idempotency keys, from their finish [default: 168h]
+    /// How long finished transactions are kept for questions and idempotency keys, from their finish. Nothing is forgotten yet: this version keeps all of them [default: 168h]
     #[arg(long, env = "UNANIMOUS_RETENTION", value_name = "DURATION")]
     pub retention: Option<humantime::Duration>,
     /// How long running transactions are given to finish after SIGTERM [default: 10s]

@@ -201,6 +201,13 @@ pub enum Regression {
     },
 }
 
+/// A question about an id that memory does not hold: see [`Life::ask`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    id: TransactionId,
+    issued: bool,
+}
+
 /// What a log says of an id, read in one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -338,6 +345,16 @@ impl Life {
         ))
     }
 
+    /// A question about `id`, to be taken in the moment in which memory was found not to hold it. Whether this life had
+    /// issued the id counts as of then: while the log is read, the very id may be issued, and even be decided.
+    #[must_use]
+    pub fn ask(&self, id: TransactionId) -> Question {
+        Question {
+            id,
+            issued: self.has_issued(id),
+        }
+    }
+
     fn has_issued(&self, id: TransactionId) -> bool {
         self.writer.owns(id)
             && id.sequence() >= self.first
@@ -372,6 +389,14 @@ impl Life {
         }
     }
 
+    /// A registered participant says that it holds a prepared branch of `id`, whose epoch is newer than the log's: the
+    /// log opened that epoch once and has lost it. An inquiry alone says nothing, for anybody can make up an id.
+    pub fn prepared_in_a_newer_epoch(&mut self, id: TransactionId, participant: &ParticipantName) {
+        self.end(Standing::WentBack(format!(
+            "participant {participant} holds a prepared branch of transaction {id}, of an epoch that the log does not know"
+        )));
+    }
+
     /// A participant refused a live prepare as below its low-water mark, which came from this log once. Two different
     /// ones (or the only one) saying so mean that the log went back; a single one may be wrong itself.
     fn refused_below_low_water(&mut self, participant: ParticipantName, registered: usize) {
@@ -390,9 +415,10 @@ impl Life {
         }
     }
 
-    /// What may be said of `id`, which is not in memory.
+    /// What may be said of the id asked about, which was not in memory then; the snapshot was read after that.
     #[must_use]
-    pub fn judge(&self, id: TransactionId, snapshot: &Snapshot) -> Judgement {
+    pub fn judge(&self, question: Question, snapshot: &Snapshot) -> Judgement {
+        let id = question.id;
         if matches!(self.standing, Standing::Fenced(_)) {
             return Judgement::Silent;
         }
@@ -424,7 +450,7 @@ impl Life {
             // committed after it (rule 11 outweighs rule 14).
             return Judgement::Unknown(Unknown::FormerIdentity);
         }
-        let judgement = self.judge_by_epoch(id, snapshot.epoch);
+        let judgement = self.judge_by_epoch(question, snapshot.epoch);
         // The mark says that records up to it may have been there and are gone. That means something only where the
         // absence of a record says that the transaction has ended: the mark rises with later ids, and an earlier one
         // may still be undecided at the coordinator that owns it. No retention, and no clock that jumps, changes that.
@@ -435,7 +461,8 @@ impl Life {
         }
     }
 
-    fn judge_by_epoch(&self, id: TransactionId, newest: Option<Epoch>) -> Judgement {
+    fn judge_by_epoch(&self, question: Question, newest: Option<Epoch>) -> Judgement {
+        let id = question.id;
         let mine = id.node() == self.writer.node;
         let Some(newest) = newest else {
             return if mine {
@@ -456,7 +483,7 @@ impl Life {
             Judgement::Unknown(Unknown::NewerEpoch)
         } else if !mine {
             Judgement::OtherNode(id.node())
-        } else if self.has_issued(id) {
+        } else if question.issued {
             Judgement::Aborted(AbortCode::Unrecorded)
         } else {
             Judgement::NeverIssued
@@ -500,6 +527,10 @@ mod tests {
             epoch(of_epoch),
             Sequence::new(sequence).unwrap(),
         )
+    }
+
+    fn judge(life: &Life, id: TransactionId, snapshot: &Snapshot) -> Judgement {
+        life.judge(life.ask(id), snapshot)
     }
 
     fn absent(newest: Option<u32>) -> Snapshot {
@@ -598,12 +629,24 @@ mod tests {
         ];
         for (id, newest, judgement, inform) in cases {
             assert_eq!(
-                life.judge(id, &absent(newest)),
+                judge(&life, id, &absent(newest)),
                 judgement,
                 "{id} {newest:?}"
             );
             assert_eq!(judgement.inform(), inform, "{judgement:?}");
         }
+    }
+
+    #[test]
+    fn an_id_issued_while_the_log_was_read_is_not_called_aborted() {
+        let mut life = life();
+        let next = id(HERE, 1, 3, 100);
+        let question = life.ask(next);
+        assert_eq!(life.issue(), Some(next));
+        assert_eq!(
+            life.judge(question, &absent(Some(3))),
+            Judgement::NeverIssued
+        );
     }
 
     #[test]
@@ -619,7 +662,7 @@ mod tests {
                 recorded: true,
                 ..absent(Some(3))
             };
-            assert_eq!(life.judge(id, &snapshot), Judgement::Recorded);
+            assert_eq!(judge(&life, id, &snapshot), Judgement::Recorded);
         }
     }
 
@@ -631,9 +674,9 @@ mod tests {
             forgotten_through: Some(mark),
             ..absent(Some(3))
         };
-        assert_eq!(life.judge(mark, &snapshot), Judgement::Forgotten);
+        assert_eq!(judge(&life, mark, &snapshot), Judgement::Forgotten);
         assert_eq!(Judgement::Forgotten.inform(), Some(Inform::Aborted));
-        let later = life.judge(id(HERE, 1, 2, 51), &snapshot);
+        let later = judge(&life, id(HERE, 1, 2, 51), &snapshot);
         assert_eq!(later, Judgement::Aborted(AbortCode::CoordinatorRestarted));
     }
 
@@ -646,15 +689,15 @@ mod tests {
             ..absent(Some(3))
         };
         // Node 2 lives, and has forgotten a later transaction of its own than this one.
-        let of_another = life.judge(id(HERE, 2, 3, 100), &snapshot(2, 3));
+        let of_another = judge(&life, id(HERE, 2, 3, 100), &snapshot(2, 3));
         assert_eq!(of_another, Judgement::OtherNode(Node(2)));
         assert_eq!(of_another.inform(), Some(Inform::Pending));
-        let made_up = life.judge(id(HERE, 1, 3, 150), &snapshot(1, 3));
+        let made_up = judge(&life, id(HERE, 1, 3, 150), &snapshot(1, 3));
         assert_eq!(made_up, Judgement::NeverIssued);
         // Ours, and not in memory any more: it has ended.
-        assert_eq!(life.judge(issued, &snapshot(1, 3)), Judgement::Forgotten);
+        assert_eq!(judge(&life, issued, &snapshot(1, 3)), Judgement::Forgotten);
         assert_eq!(
-            life.judge(id(HERE, 2, 2, 100), &snapshot(2, 3)),
+            judge(&life, id(HERE, 2, 2, 100), &snapshot(2, 3)),
             Judgement::Forgotten
         );
     }
@@ -676,7 +719,10 @@ mod tests {
                 recorded: true,
                 ..absent(Some(4))
             };
-            assert_eq!(life.judge(id(HERE, 1, 2, 1), &recorded), Judgement::Silent);
+            assert_eq!(
+                judge(&life, id(HERE, 1, 2, 1), &recorded),
+                Judgement::Silent
+            );
         }
     }
 
@@ -698,12 +744,15 @@ mod tests {
             assert!(matches!(life.standing(), Standing::WentBack(_)), "{head:?}");
             assert_eq!(life.issue(), None, "nothing new begins");
             let fenced = id(HERE, 1, 2, 1);
-            assert_eq!(life.judge(fenced, &absent(Some(3))), Judgement::LogWentBack);
+            assert_eq!(
+                judge(&life, fenced, &absent(Some(3))),
+                Judgement::LogWentBack
+            );
             let recorded = Snapshot {
                 recorded: true,
                 ..absent(Some(3))
             };
-            assert_eq!(life.judge(fenced, &recorded), Judgement::Recorded);
+            assert_eq!(judge(&life, fenced, &recorded), Judgement::Recorded);
         }
         let mut life = life();
         life.observe(&life.writer(), &head(Some(3), 11));

@@ -722,7 +722,7 @@ fn judgement_table() -> String {
     );
     for (label, of, newest) in ids {
         let judge = |life: &Life, forgotten| {
-            show_judgement(life.judge(of, &snapshot(of, newest, forgotten, false)))
+            show_judgement(life.judge(life.ask(of), &snapshot(of, newest, forgotten, false)))
         };
         writeln!(
             out,
@@ -736,9 +736,17 @@ fn judgement_table() -> String {
         // A record answers whatever its id, except from a life that has been fenced.
         let recorded = snapshot(of, newest, false, true);
         for life in [&serving, &went_back] {
-            assert_eq!(life.judge(of, &recorded), Judgement::Recorded, "{label}");
+            assert_eq!(
+                life.judge(life.ask(of), &recorded),
+                Judgement::Recorded,
+                "{label}"
+            );
         }
-        assert_eq!(fenced.judge(of, &recorded), Judgement::Silent, "{label}");
+        assert_eq!(
+            fenced.judge(fenced.ask(of), &recorded),
+            Judgement::Silent,
+            "{label}"
+        );
     }
     out
 }

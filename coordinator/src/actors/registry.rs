@@ -15,12 +15,13 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 use unanimous_protocol::{
     coordinator::{Alarm, Event},
-    id::{ParticipantName, TransactionId},
+    id::{BranchId, ParticipantName, TransactionId},
     keyring::{Claim, Holder, Keyring},
-    life::{Head, Judgement, Life, Standing, Writer},
+    life::{Head, Judgement, Life, Question, Standing, Unknown, Writer},
     message::Inform,
     operations::Operations,
     record::{Header, IdempotencyKey, KeyClaim, Record, WallMillis},
+    wire::BranchState,
 };
 
 use super::{
@@ -31,7 +32,7 @@ use super::{
     wall_clock,
 };
 use crate::{
-    courier::Couriers,
+    courier::{Couriers, Http},
     log::{DecisionLog, LogError, View},
 };
 
@@ -75,6 +76,9 @@ pub struct Registry {
     keyring: Keyring,
     log: Arc<dyn DecisionLog>,
     couriers: Couriers,
+    http: Arc<Http>,
+    /// Whether a participant is being asked about an id of a newer epoch: one at a time.
+    suspecting: bool,
     log_writer: Option<Addr<LogWriter>>,
     bounds: Bounds,
     transactions: HashMap<TransactionId, Live>,
@@ -113,6 +117,7 @@ impl Registry {
         life: Life,
         log: Arc<dyn DecisionLog>,
         couriers: Couriers,
+        http: Arc<Http>,
         bounds: Bounds,
         condition: watch::Sender<Condition>,
     ) -> Self {
@@ -121,6 +126,8 @@ impl Registry {
             keyring: Keyring::default(),
             log,
             couriers,
+            http,
+            suspecting: false,
             log_writer: None,
             bounds,
             transactions: HashMap::new(),
@@ -513,12 +520,12 @@ impl Handler<Find> for Registry {
             };
             return Box::pin(async move { found }.into_actor(self));
         }
-        let log = Arc::clone(&self.log);
+        let (question, log) = (self.life.ask(id), Arc::clone(&self.log));
         let read = async move { log.look_up(id).await };
         Box::pin(
             read.into_actor(self)
                 .map(move |read, registry, _| match read {
-                    Ok(view) => registry.judge(id, view),
+                    Ok(view) => registry.judge(question, view),
                     Err(error) => {
                         warn!(
                             transaction = %id, error = &error as &dyn std::error::Error,
@@ -532,9 +539,9 @@ impl Handler<Find> for Registry {
 }
 
 impl Registry {
-    fn judge(&self, id: TransactionId, view: View) -> Found {
+    fn judge(&self, question: Question, view: View) -> Found {
         let (record, snapshot) = view.split();
-        match (self.life.judge(id, &snapshot), record) {
+        match (self.life.judge(question, &snapshot), record) {
             (Judgement::Recorded, Some(record)) => Found::Recorded(Box::new(record)),
             (judgement, _) => Found::Judged(judgement),
         }
@@ -586,6 +593,13 @@ impl Handler<Inquire> for Registry {
                     Inquired::Inform(inform)
                 }
                 Ok(Found::Judged(judgement)) => {
+                    if judgement == Judgement::Unknown(Unknown::NewerEpoch) {
+                        let participant = participant.clone();
+                        registry.do_send(Suspect(BranchId {
+                            transaction,
+                            participant,
+                        }));
+                    }
                     inform_by_judgement(transaction, &participant, judgement)
                 }
                 Ok(Found::Frozen) => Inquired::Inform(Inform::Pending),
@@ -615,6 +629,48 @@ fn inform_by_judgement(
         }
         (None, Judgement::Foreign) => Inquired::Foreign,
         (None, _) => Inquired::LogUnavailable,
+    }
+}
+
+/// Somebody inquires about an id of a newer epoch than the log has: ask the registered participant whether it really
+/// holds that branch.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Suspect(BranchId);
+
+impl Handler<Suspect> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Suspect(branch): Suspect, ctx: &mut Context<Self>) {
+        let endpoint = self.couriers.endpoint(&branch.participant);
+        let Some(endpoint) = endpoint.filter(|_| !self.suspecting) else {
+            return;
+        };
+        self.suspecting = true;
+        let http = Arc::clone(&self.http);
+        let ask = async move {
+            let answer = http.branch_state(&endpoint, &branch).await;
+            (branch, answer)
+        };
+        ctx.spawn(ask.into_actor(self).map(|(branch, answer), registry, _| {
+            registry.suspecting = false;
+            match answer {
+                Ok(Some(told)) if told.state == BranchState::Prepared => {
+                    let BranchId {
+                        transaction,
+                        participant,
+                    } = branch;
+                    registry
+                        .life
+                        .prepared_in_a_newer_epoch(transaction, &participant);
+                    registry.report_condition();
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    warn!(%branch, %error, "a branch of a newer epoch could not be looked at")
+                }
+            }
+        }));
     }
 }
 

@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 use unanimous_protocol::{
     coordinator::{Alarm, Effect, EnlistRefused, Enlisted, Event, Transaction},
     id::{BranchId, ParticipantName, TransactionId},
-    message::{Inform, Session},
+    message::{Inform, RequestKind, Session},
     operations::Operations,
     record::{Decision, Header, Record},
     wire::{EnlistAnswer, Milestones, TransactionView},
@@ -147,8 +147,9 @@ impl TransactionActor {
         for effect in effects {
             self.carry_out(effect, ctx);
         }
-        self.serve_waiters();
+        // First: who is answered may come back with the key that this transaction has just lost.
         self.report_progress(ctx);
+        self.serve_waiters();
     }
 
     fn carry_out(&mut self, effect: Effect, ctx: &mut Context<Self>) {
@@ -177,7 +178,7 @@ impl TransactionActor {
                     request,
                     attempt,
                     pace,
-                    deadline: self.deadline,
+                    deadline: self.deadline.filter(|_| kind == RequestKind::Prepare),
                     begun_at_ms: self.header.created_at.0,
                     low_water: None,
                     traceparent: self.traceparent.clone(),

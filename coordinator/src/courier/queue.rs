@@ -157,7 +157,7 @@ impl Queue {
 
     /// Takes a call. Never reports one: that is left to [`Self::tick`] and [`Self::ended`], so that nobody is called
     /// back from within his own `send`.
-    pub(super) fn send(&mut self, call: Call, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn send(&mut self, mut call: Call, now: Instant, actions: &mut Vec<Action>) {
         if self.closed {
             return actions.push(Action::Withdrawn(Box::new(call)));
         }
@@ -166,6 +166,8 @@ impl Queue {
             RequestKind::Prepare => {}
             // Nobody wants that vote any more. One that is in flight goes on: it may have been heard.
             RequestKind::Commit | RequestKind::Abort => {
+                // What was decided has to be delivered whenever that may be, whatever the caller passed along.
+                call.deadline = None;
                 self.withdraw(call.branch.transaction, &[RequestKind::Prepare], actions);
             }
         }

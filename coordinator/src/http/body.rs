@@ -51,7 +51,10 @@ pub async fn read<T: DeserializeOwned>(
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, ApiProblem> {
     let invalid = |text: String| ApiProblem::InvalidRequest(text);
     // Derived code alone would take an array of the members' values, and `[]` would begin a transaction.
-    if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
+    if !text
+        .trim_start_matches([' ', '\t', '\n', '\r'])
+        .starts_with('{')
+    {
         return Err(invalid("the body is no JSON object".to_owned()));
     }
     // Deriving serde's messages name the member where they can; the path says which one of many.

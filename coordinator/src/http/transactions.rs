@@ -269,8 +269,12 @@ async fn watch(
 async fn find(registry: &Addr<Registry>, id: TransactionId) -> Result<Place, ApiProblem> {
     match registry.send(Find(id)).await {
         Ok(Found::Live(live)) => Ok(Place::Live(live)),
-        Ok(Found::Recorded(record)) => Ok(Place::Ended(Box::new(TransactionView::of_record(&record)))),
-        Ok(Found::Judged(judgement)) => judged(id, judgement).map(|view| Place::Ended(Box::new(view))),
+        Ok(Found::Recorded(record)) => {
+            Ok(Place::Ended(Box::new(TransactionView::of_record(&record))))
+        }
+        Ok(Found::Judged(judgement)) => {
+            judged(id, judgement).map(|view| Place::Ended(Box::new(view)))
+        }
         Ok(Found::LogUnavailable | Found::Frozen) | Err(_) => Err(ApiProblem::LogUnavailable),
     }
 }

@@ -281,3 +281,28 @@ async fn a_prepare_with_hardly_any_time_left_is_tried_all_the_same() {
     pass(10).await;
     assert_eq!(office.reported_of(1, Ask), [answered(Ask)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_decided_is_delivered_however_late_it_is() {
+    for kind in [Commit, Abort] {
+        let office = Office::new(|_| at_once(refused()));
+        let late = Some(Instant::now());
+        pass(1).await;
+        let first = office.call(1, "east", kind);
+        office.couriers.send(Call {
+            deadline: late,
+            ..first
+        });
+        pass(1).await;
+        assert_eq!(office.seen_of(kind).len(), 1, "{kind:?}");
+        let again = office.call(1, "east", kind);
+        office.couriers.send(Call {
+            deadline: late,
+            attempt: 9,
+            ..again
+        });
+        pass(11_000).await;
+        assert_eq!(office.seen_of(kind).len(), 2, "{kind:?}");
+        assert_eq!(office.reported_of(1, kind).len(), 2, "{kind:?}");
+    }
+}
