@@ -131,6 +131,7 @@ impl Demo<'_> {
         Ok(())
     }
 
+    /// Shows the two accounts, which hold what the transfers that committed have left in them.
     async fn show_accounts(&mut self) -> anyhow::Result<()> {
         let payer = self.town.balance(PAYER).await?;
         let payee = self.town.balance(PAYEE).await?;
@@ -138,6 +139,11 @@ impl Demo<'_> {
             self.out,
             "     {PAYER} holds {payer:>5}     {PAYEE} holds {payee:>5}"
         )?;
+        let moved: i64 = self.committed.iter().map(|(_, done)| done.amount).sum();
+        ensure!(
+            (payer, payee) == (BALANCE - moved, BALANCE + moved),
+            "{moved} has moved, and not that is in the accounts"
+        );
         Ok(())
     }
 
@@ -185,10 +191,7 @@ impl Demo<'_> {
             serde_json::to_string(&reason)?
         )?;
         self.show_accounts().await?;
-        writeln!(
-            self.out,
-            "     nothing moved, also not at the bank that had said yes"
-        )?;
+        writeln!(self.out, "     nothing moved, at neither bank")?;
         self.wait_until_nothing_is_in_doubt().await?;
         Ok(transaction.id)
     }

@@ -341,7 +341,11 @@ impl Vault {
             .args(["--balance", &plan.balance.to_string()])
             .start()?;
         let status = init.wait_exit(READINESS).await?;
-        ensure!(status.success(), "{status}\n{}", init.shown_output());
+        ensure!(
+            status.success(),
+            "the bank {side} could not be filled: {status}\n{}",
+            init.shown_output()
+        );
         Ok(Self {
             cluster,
             database_url,

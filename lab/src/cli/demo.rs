@@ -1,5 +1,6 @@
 //! `demo`: tells the demonstration on standard output, and leaves nothing behind, also on Ctrl-C.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,12 +41,34 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
     // Dropped in the middle, the demo takes all with it that it started.
     let ended = tokio::select! {
-        told = demo::run(&options, &mut out) => told.map(|_| ExitCode::SUCCESS),
+        told = demo::run(&options, &mut out) => told,
         // As shells have it, 128 and the signal's number.
-        _ = interrupted.recv() => Ok(ExitCode::from(130)),
-        _ = terminated.recv() => Ok(ExitCode::from(143)),
-        _ = hung_up.recv() => Ok(ExitCode::from(129)),
+        _ = interrupted.recv() => return stopped(130),
+        _ = terminated.recv() => return stopped(143),
+        _ = hung_up.recv() => return stopped(129),
     };
     kill_all_descendants();
-    ended
+    Ok(match ended {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell_failure(&error);
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn stopped(code: u8) -> anyhow::Result<ExitCode> {
+    kill_all_descendants();
+    Ok(ExitCode::from(code))
+}
+
+/// What our programs printed comes first, and what went wrong last, where a terminal shows it.
+fn tell_failure(error: &anyhow::Error) {
+    let mut err = std::io::stderr();
+    let told = error
+        .chain()
+        .try_for_each(|cause| writeln!(err, "\n{cause}"))
+        .and_then(|()| writeln!(err, "\nThe demo FAILED; see above."));
+    // Nobody reads standard error, and there is nothing else to tell it on.
+    told.ok();
 }
