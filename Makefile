@@ -29,5 +29,5 @@ fix: ## format, and apply what clippy can repair
 .PHONY: demo
 demo: ## see a commit, a refusal, and a coordinator that is killed and recovers
 	scripts/tools.sh postgres
-	cargo build -p unanimous -p unanimous-bank -p unanimous-lab --bins
+	cargo build --workspace --bins
 	$(lab) demo

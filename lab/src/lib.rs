@@ -8,17 +8,25 @@
 //! Errors here are [`anyhow::Error`]: nobody can repair a server that does not start in the middle
 //! of a test, so they are written for the person who reads the failure, with the end of the output.
 
+pub mod audit;
+pub mod demo;
+pub mod gate;
 pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod scratch;
 pub mod testing;
+pub mod town;
+pub mod transfer;
 pub mod wait;
 
 mod spawn;
 mod tree;
 
+pub use gate::Gate;
 pub use postgres::{Cluster, Options, Stop, Template};
 pub use process::{Process, Program};
 pub use spawn::{DeathSignal, command_that_dies_with_us, spawn};
+pub use town::Town;
+pub use transfer::Transfer;
 pub use tree::{is_alive, kill_all_descendants};

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Private Postgres clusters for tests and demonstrations of Unanimous.
+/// Real clusters for tests and demonstrations of Unanimous: everything it starts is private, and gone with it.
 #[derive(Parser)]
 #[command(name = "unanimous-lab", version)]
 struct Arguments {
@@ -16,12 +16,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(cli::demo::Arguments),
     WithClusters(cli::with_clusters::Arguments),
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Demo(arguments) => cli::demo::run(arguments).await,
         Command::WithClusters(arguments) => cli::with_clusters::run(arguments).await,
     }
 }

@@ -102,6 +102,8 @@ impl Installation {
         // Nobody needs this directory after a crash of the machine; the server itself does sync.
         arguments.extend([OsStr::new("--no-sync"), OsStr::new("--no-instructions")]);
         arguments.extend([OsStr::new("--pgdata"), data.as_os_str()]);
+        // Held while it runs: interrupted, we kill it, and its server leaves what killed ones leave.
+        let _leavings = SharedMemoryOf(data);
         self.run("initdb", &arguments).await
     }
 
@@ -449,6 +451,14 @@ async fn copy(template: &Path, data: &Path) -> anyhow::Result<()> {
         process.output()?
     );
     Ok(())
+}
+
+struct SharedMemoryOf<'a>(&'a Path);
+
+impl Drop for SharedMemoryOf<'_> {
+    fn drop(&mut self) {
+        remove_shared_memory(self.0);
+    }
 }
 
 /// A server that was killed leaves a small System V segment, by which the next one in this

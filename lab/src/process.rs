@@ -338,7 +338,7 @@ impl Process {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn shown_output(&self) -> String {
+    pub(crate) fn shown_output(&self) -> String {
         let output = self.output().unwrap_or_else(|error| format!("{error:#}"));
         let lines: Vec<&str> = output.lines().collect();
         let shown = &lines[lines.len().saturating_sub(LINES_SHOWN)..];

@@ -1,5 +1,7 @@
 //! The lab itself: what other tests rest on is tested with real processes and real servers.
 
+mod audit;
 mod clusters;
+mod gate;
 mod processes;
 mod with_clusters;
