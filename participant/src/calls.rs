@@ -299,13 +299,10 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
                 LogError::Unclear(_) | LogError::Silent => Unanswered::Unclear,
                 LogError::Unreadable { .. } | LogError::Foreign(_) => Unanswered::Unreadable,
             };
-            match answer {
-                Unanswered::Unreadable => {
-                    tracing::error!(%transaction, %participant, %error, "a row that only a person can put right");
-                }
-                _ => {
-                    tracing::warn!(%transaction, %participant, error = %chain(&error), "no answer")
-                }
+            if answer == Unanswered::Unreadable {
+                tracing::error!(%transaction, %participant, %error, "a row that only a person can put right");
+            } else {
+                tracing::warn!(%transaction, %participant, error = %chain(&error), "no answer");
             }
             answer
         }

@@ -1,6 +1,11 @@
 //! The participant's routes (`wire.md` section 2): one async function over the `http` crate's types, and the only file
 //! here that knows status codes. It parses, has the branch's message run, and renders.
 
+#![allow(
+    clippy::result_large_err,
+    reason = "a problem is made once, for a request that is refused, and is rendered right away"
+)]
+
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 use unanimous_protocol::{

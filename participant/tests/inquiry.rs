@@ -225,6 +225,7 @@ async fn ten_thousand_in_doubt_settle_in_seconds_beside_a_coordinator_that_never
     let begun = Instant::now();
     let east = east
         .restart(|builder| {
+            let builder = builder.pool(crate::service::pool(&database, 16));
             builder
                 .coordinator(silent_url)
                 .coordinator(&coordinator.url)

@@ -103,8 +103,9 @@ async fn a_seventeenth_waiter_gives_up_at_once() {
     prepare(&east, 17, 1, hold("a"))
         .await
         .is_problem(503, "key-busy");
+    // An older one that waits takes a second.
     assert!(
-        begun.elapsed() < Duration::from_millis(500),
+        begun.elapsed() < Duration::from_millis(900),
         "{:?}",
         begun.elapsed()
     );

@@ -1,7 +1,10 @@
 //! The bank's program, as a coordinator and a reader see it. `UNANIMOUS_TEST_POSTGRES_1` is the URL of a superuser on a
 //! private cluster; every test takes a database of its own there.
 
-#![allow(clippy::unwrap_used, reason = "a test that can not go on says so by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that can not go on says so by panicking"
+)]
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -121,9 +124,15 @@ async fn money_that_is_held_is_in_the_ledger_until_the_commit_and_can_not_be_pro
     let bank = Bank::serve(&database);
     let (_, vote) = bank.prepare(1, json!([debit(1, 60), credit(2, 60)])).await;
     assert_eq!(vote["vote"], "yes");
-    assert_eq!(bank.get("/accounts/1").await.1, json!({"account": 1, "balance": 100}));
+    assert_eq!(
+        bank.get("/accounts/1").await.1,
+        json!({"account": 1, "balance": 100})
+    );
     let (_, vote) = bank.prepare(2, json!([debit(1, 60)])).await;
-    assert_eq!((&vote["vote"], &vote["reason"]), (&json!("no"), &json!("insufficient funds")));
+    assert_eq!(
+        (&vote["vote"], &vote["reason"]),
+        (&json!("no"), &json!("insufficient funds"))
+    );
     let (_, vote) = bank.prepare(3, json!([debit(1, 40)])).await;
     assert_eq!(vote["vote"], "yes");
     bank.outcome("commit", 1).await;
@@ -131,13 +140,22 @@ async fn money_that_is_held_is_in_the_ledger_until_the_commit_and_can_not_be_pro
     assert_eq!(bank.get("/accounts/1").await.1["balance"], 40);
     assert_eq!(bank.get("/accounts/2").await.1["balance"], 160);
     let (_, vote) = bank.prepare(4, json!([debit(1, 40)])).await;
-    assert_eq!(vote["vote"], "yes", "what was given back can be promised again");
-    assert_eq!(bank.get("/total").await.1, json!({"accounts": 3, "balance": 300}));
+    assert_eq!(
+        vote["vote"], "yes",
+        "what was given back can be promised again"
+    );
+    assert_eq!(
+        bank.get("/total").await.1,
+        json!({"accounts": 3, "balance": 300})
+    );
 
     let (sql, connection) = tokio_postgres::connect(&database, NoTls).await.unwrap();
     tokio::spawn(connection);
     let rows = sql
-        .query("SELECT transaction, account, amount FROM entries ORDER BY account", &[])
+        .query(
+            "SELECT transaction, account, amount FROM entries ORDER BY account",
+            &[],
+        )
         .await
         .unwrap();
     let entries: Vec<(String, i64, i64)> = rows
@@ -153,7 +171,10 @@ async fn two_debits_of_60_from_100_in_one_branch_are_refused() {
     init(&database, 1, 100);
     let bank = Bank::serve(&database);
     let (_, vote) = bank.prepare(1, json!([debit(1, 60), debit(1, 60)])).await;
-    assert_eq!((&vote["vote"], &vote["reason"]), (&json!("no"), &json!("insufficient funds")));
+    assert_eq!(
+        (&vote["vote"], &vote["reason"]),
+        (&json!("no"), &json!("insufficient funds"))
+    );
     let (_, vote) = bank.prepare(2, json!([debit(1, 100)])).await;
     assert_eq!(vote["vote"], "yes", "nothing of the refused branch is held");
 }
@@ -167,9 +188,15 @@ async fn what_is_no_operation_of_a_bank_is_refused_with_the_reason() {
         (debit(1, -1), "positive"),
         (debit(1, 0), "positive"),
         (json!({"kind": "debit", "account": 1, "amount": 1.5}), "1.5"),
-        (json!({"kind": "debit", "account": 1, "amount": "5"}), "string"),
+        (
+            json!({"kind": "debit", "account": 1, "amount": "5"}),
+            "string",
+        ),
         (json!({"kind": "debit", "account": 1}), "amount"),
-        (json!({"kind": "debit", "account": 1, "amount": 1, "fee": 1}), "fee"),
+        (
+            json!({"kind": "debit", "account": 1, "amount": 1, "fee": 1}),
+            "fee",
+        ),
         (json!({"kind": "rob"}), "rob"),
         (json!(7), "7"),
     ]) {
@@ -189,7 +216,10 @@ async fn what_is_no_operation_of_a_bank_is_refused_with_the_reason() {
     let response = bank.http.post(url).body(body).send().await.unwrap();
     assert_eq!(response.status(), 413);
     assert_eq!(bank.get("/unanimous/v1/nothing").await.0, 404);
-    assert_eq!(bank.get("/unanimous/v1/describe").await.1["participant"], "east");
+    assert_eq!(
+        bank.get("/unanimous/v1/describe").await.1["participant"],
+        "east"
+    );
     assert_eq!(bank.get("/accounts/2").await.0, 404);
     assert_eq!(bank.get("/accounts/x").await.0, 404);
 }
@@ -208,12 +238,21 @@ async fn a_bank_that_is_killed_after_its_yes_keeps_it_and_init_starts_over() {
     bank.outcome("commit", 1).await;
     assert_eq!(bank.get("/total").await.1["balance"], 40);
     init(&database, 2, 10);
-    assert_eq!(bank.get("/total").await.1, json!({"accounts": 2, "balance": 20}));
+    assert_eq!(
+        bank.get("/total").await.1,
+        json!({"accounts": 2, "balance": 20})
+    );
     let branches = bank.get("/unanimous/v1/branches").await.1;
     assert_eq!(branches["branches"], json!([]));
 
     let pid = bank.process.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     let asked = Instant::now();
     assert!(bank.process.wait().unwrap().success());
     assert!(asked.elapsed() < Duration::from_secs(7));
@@ -232,7 +271,10 @@ async fn a_bank_whose_database_is_not_there_yet_waits_for_it() {
     });
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert!(!starting.is_finished());
-    admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+    admin
+        .batch_execute(&format!("CREATE DATABASE {name}"))
+        .await
+        .unwrap();
     init(&later, 1, 1);
     let bank = starting.await.unwrap();
     assert_eq!(bank.get("/readyz").await.0, 200);
