@@ -16,8 +16,12 @@ use unanimous_protocol::{
 
 use crate::{
     intent_log::{Local, LogError, Plan, Row, Taken},
+    resource::Failure,
     service::{Failed, InvalidOperation, Service, Voted, Work},
 };
+
+/// Bytes of a key, at most: it is indexed.
+const KEY_MAX: usize = 255;
 
 /// What happens to the branch, with what the service's code needs to know of it.
 #[derive(Clone, Debug)]
@@ -231,6 +235,15 @@ async fn work(
     row.added = context.held.as_ref().map(|held| held.added.clone());
     let work = read(context.service, operations.text(), row).map_err(Stop::Invalid)?;
     let keys = work.keys();
+    if let Some(key) = keys
+        .iter()
+        .find(|key| key.len() > KEY_MAX || key.contains('\0'))
+    {
+        let failure = Failure::msg(format!(
+            "{key:?} is no key: at most {KEY_MAX} bytes, no U+0000"
+        ));
+        return Err(Stop::Failed(Failed { index: 0, failure }));
+    }
     if !keys.is_empty() {
         match local.take_keys(&keys, *begun_at_ms).await? {
             Taken::All => row.holds_keys = true,

@@ -36,6 +36,8 @@ const SERVER_MARGIN: Duration = Duration::from_secs(1);
 const COMMIT_MAX: Duration = Duration::from_secs(30);
 /// A rollback takes a millisecond; if it takes this long, a statement of the service hangs in front of it.
 const ROLLBACK_PATIENCE: Duration = Duration::from_millis(250);
+/// Ending a hanging statement from another connection, at most.
+const END_MAX: Duration = Duration::from_secs(6);
 /// An abort waits so long for the prepare that it has cancelled.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -257,8 +259,9 @@ impl Shared {
         let Some(backend) = hanging.backend() else {
             return;
         };
-        let ended = async { end_backend(&self.connections.get().await?, backend).await };
-        if let Err(error) = ended.await {
+        let ending = async { end_backend(&self.connections.get().await?, backend).await };
+        let ended = tokio::time::timeout(END_MAX, ending).await;
+        if let Err(error) = ended.unwrap_or(Err(LogError::NoAnswer)) {
             // The server's own bounds end it a little later.
             tracing::warn!(%error, backend, "a hanging statement could not be ended");
         }
@@ -294,18 +297,17 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
         Stop::Log(error) => {
             let answer = match &error {
                 LogError::Busy(_) => Unanswered::Busy,
-                LogError::Unavailable(_) | LogError::NoConnection(_) => Unanswered::Database,
+                LogError::Unavailable(_) | LogError::NoConnection(_) | LogError::NoAnswer => {
+                    Unanswered::Database
+                }
                 LogError::Broken(_) => Unanswered::Broken,
                 LogError::Unclear(_) | LogError::Silent => Unanswered::Unclear,
                 LogError::Unreadable { .. } | LogError::Foreign(_) => Unanswered::Unreadable,
             };
-            match answer {
-                Unanswered::Unreadable => {
-                    tracing::error!(%transaction, %participant, %error, "a row that only a person can put right");
-                }
-                _ => {
-                    tracing::warn!(%transaction, %participant, error = %chain(&error), "no answer")
-                }
+            if answer == Unanswered::Unreadable {
+                tracing::error!(%transaction, %participant, %error, "a row that only a person can put right");
+            } else {
+                tracing::warn!(%transaction, %participant, error = %chain(&error), "no answer");
             }
             answer
         }

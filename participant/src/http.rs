@@ -1,6 +1,13 @@
 //! The participant's routes (`wire.md` section 2): one async function over the `http` crate's types, and the only file
 //! here that knows status codes. It parses, has the branch's message run, and renders.
 
+#![allow(
+    clippy::result_large_err,
+    reason = "a problem is made once, for a request that is refused, and is rendered right away"
+)]
+
+use std::time::Duration;
+
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 use unanimous_protocol::{
@@ -15,7 +22,7 @@ use unanimous_protocol::{
 
 use crate::{
     calls::Unanswered,
-    intent_log::{self, After, Seen},
+    intent_log::{self, After, LogError, Seen},
     participant::Participant,
 };
 
@@ -24,6 +31,9 @@ pub const BODY_MAX: usize = 256 * 1024;
 
 const LIST_LIMIT_MAX: i64 = 1_000;
 const LIST_LIMIT: i64 = 100;
+
+/// A look at branches, at most.
+const LOOK_MAX: Duration = Duration::from_secs(6);
 
 type Answered = Result<Response<Vec<u8>>, Problem>;
 
@@ -126,7 +136,7 @@ impl Participant {
             let connection = self.shared.connections.get().await?;
             intent_log::look(&connection, transaction, &self.shared.names).await
         };
-        let seen = looked.await.map_err(|error| self.no_database(&error))?;
+        let seen = self.in_time(looked).await?;
         // A row answers first; work in memory has none.
         Ok(seen.or_else(|| self.shared.sessions.look(transaction, &self.shared.name)))
     }
@@ -146,7 +156,7 @@ impl Participant {
             )
             .await
         };
-        let mut seen = listed.await.map_err(|error| self.no_database(&error))?;
+        let mut seen = self.in_time(listed).await?;
         if query.state == Some(BranchState::Active) {
             seen = self.shared.sessions.list(&self.shared.name, &query.after);
         }
@@ -160,7 +170,16 @@ impl Participant {
         })
     }
 
-    fn no_database(&self, error: &intent_log::LogError) -> Problem {
+    async fn in_time<T>(
+        &self,
+        looking: impl Future<Output = Result<T, LogError>>,
+    ) -> Result<T, Problem> {
+        let looked = tokio::time::timeout(LOOK_MAX, looking).await;
+        let looked = looked.unwrap_or(Err(LogError::NoAnswer));
+        looked.map_err(|error| self.no_database(&error))
+    }
+
+    fn no_database(&self, error: &LogError) -> Problem {
         tracing::warn!(participant = %self.shared.name, %error, "a look at branches failed");
         let detail = format!(
             "the database of participant {} did not answer; ask again",

@@ -6,7 +6,7 @@
 //! thousand branches do not each wait for the same dead one.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,6 +32,8 @@ const TRACKED_MAX: usize = 100_000;
 const PAGE: i64 = 1_000;
 /// How often the rows are looked through.
 const SCAN_EVERY: Duration = Duration::from_millis(500);
+/// A look through the rows, at most.
+const SCAN_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked whose turn it is.
 const TICK: Duration = Duration::from_millis(20);
 /// The first pause between two inquiries about one branch.
@@ -143,13 +145,79 @@ fn jittered(pause: Duration, max: Duration) -> Duration {
     pause.min(max).mul_f64(0.5 + rand::random::<f64>() / 2.0)
 }
 
-/// A branch in doubt, between two inquiries.
+/// The branches in doubt, and whose turn it is when.
+#[derive(Default)]
+struct Doubts {
+    branches: HashMap<BranchId, Doubt>,
+    /// Those that are not being asked for, by when they are due.
+    due: BTreeSet<(Instant, BranchId)>,
+}
+
+/// A branch in doubt.
 struct Doubt {
     inquiries: u32,
-    due: Instant,
-    asking: bool,
+    /// `None` while it is being asked for.
+    due: Option<Instant>,
     /// In which look through the rows it was last seen.
     seen_in: u64,
+}
+
+impl Doubts {
+    /// Takes up a branch, or notes that it is still in doubt.
+    fn seen(&mut self, branch: BranchId, seen_in: u64) {
+        if let Some(doubt) = self.branches.get_mut(&branch) {
+            doubt.seen_in = seen_in;
+        } else if self.branches.len() < TRACKED_MAX {
+            let now = Instant::now();
+            self.due.insert((now, branch.clone()));
+            let doubt = Doubt {
+                inquiries: 0,
+                due: Some(now),
+                seen_in,
+            };
+            self.branches.insert(branch, doubt);
+        }
+    }
+
+    /// Drops what a look through all rows has not seen: a message settled it.
+    fn drop_unseen(&mut self, seen_in: u64) {
+        let due = &mut self.due;
+        self.branches.retain(|branch, doubt| {
+            let Some(at) = doubt.due.filter(|_| doubt.seen_in != seen_in) else {
+                return true;
+            };
+            due.remove(&(at, branch.clone()));
+            false
+        });
+    }
+
+    /// The next branch that is due, and how often it has been asked for before.
+    fn next_due(&mut self, now: Instant) -> Option<(BranchId, u32)> {
+        let (at, _) = self.due.first()?;
+        if *at > now {
+            return None;
+        }
+        let (_, branch) = self.due.pop_first()?;
+        let doubt = self.branches.get_mut(&branch)?;
+        let before = doubt.inquiries;
+        doubt.due = None;
+        doubt.inquiries = before.saturating_add(1);
+        Some((branch, before))
+    }
+
+    fn settled(&mut self, branch: &BranchId) {
+        self.branches.remove(branch);
+    }
+
+    /// Its next turn comes after a pause that grows.
+    fn not_yet(&mut self, branch: BranchId, pause_max: Duration) {
+        if let Some(doubt) = self.branches.get_mut(&branch) {
+            let pause = PAUSE_MIN * (1 << doubt.inquiries.min(10));
+            let at = Instant::now() + jittered(pause, pause_max);
+            doubt.due = Some(at);
+            self.due.insert((at, branch));
+        }
+    }
 }
 
 /// Which answer an inquiry brought, for the branch's next pause.
@@ -162,7 +230,7 @@ enum Told {
 
 /// Runs until its task is aborted.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let mut doubts = HashMap::<BranchId, Doubt>::new();
+    let mut doubts = Doubts::default();
     let mut asking = JoinSet::new();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -177,39 +245,38 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         }
         if Instant::now() >= next_scan {
             scans += 1;
-            match scan(&shared, &mut doubts, in_doubt_for, scans).await {
+            let looking_since = Instant::now();
+            let scan = scan(&shared, &mut doubts, in_doubt_for, scans);
+            let scan = tokio::time::timeout(SCAN_MAX, scan).await;
+            match scan.unwrap_or_else(|_elapsed| Err(LogError::NoAnswer)) {
                 Ok(()) => in_doubt_for = shared.inquire_after,
                 Err(error) => {
                     tracing::warn!(participant = %shared.name, error = %chain(&error),
                         "branches in doubt can not be looked up; trying again");
                 }
             }
-            shared.drop_overdue_sessions().await;
-            next_scan = Instant::now() + SCAN_EVERY.min(shared.inquire_after.max(TICK));
+            // A look takes at most a tenth of the time, however many are in doubt.
+            let pause = SCAN_EVERY.min(shared.inquire_after.max(TICK));
+            next_scan = Instant::now() + pause.max(10 * looking_since.elapsed());
         }
         let now = Instant::now();
-        for (branch, doubt) in &mut doubts {
-            if asking.len() >= ASKING_MAX {
-                break;
-            }
-            if doubt.asking || doubt.due > now {
-                continue;
-            }
-            doubt.asking = true;
-            doubt.inquiries = doubt.inquiries.saturating_add(1);
+        while asking.len() < ASKING_MAX
+            && let Some((branch, before)) = doubts.next_due(now)
+        {
             let shared = Arc::clone(&shared);
-            let branch = branch.clone();
-            let turn = doubt.inquiries as usize;
+            // A panic of the service's code must not lose the branch: whose it was is known only inside.
             asking.spawn(async move {
-                let told = inquire(&shared, &branch, turn).await;
-                (branch, told)
+                let inquiring = Arc::clone(&shared);
+                let asked = branch.clone();
+                let task =
+                    tokio::spawn(async move { inquire(&inquiring, &asked, before as usize).await });
+                (branch, task.await.unwrap_or(Told::NotYet))
             });
         }
         // While there is more to ask than may be asked at once, the next begins as soon as one ends.
-        while asking.len() >= ASKING_MAX {
-            let Some(ended) = asking.join_next().await else {
-                break;
-            };
+        if asking.len() >= ASKING_MAX
+            && let Some(ended) = asking.join_next().await
+        {
             ended_inquiry(&shared, &mut doubts, ended);
             ticks.reset_immediately();
         }
@@ -218,38 +285,21 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 fn ended_inquiry(
     shared: &Shared,
-    doubts: &mut HashMap<BranchId, Doubt>,
+    doubts: &mut Doubts,
     ended: Result<(BranchId, Told), tokio::task::JoinError>,
 ) {
-    let (branch, told) = match ended {
-        Ok(ended) => ended,
-        Err(error) => {
-            // The service's code panicked. Which branch it was is found by the next look through the rows.
-            tracing::error!(participant = %shared.name, %error, "an inquiry's task died");
-            for doubt in doubts.values_mut() {
-                doubt.asking = false;
-            }
-            return;
-        }
-    };
-    match told {
-        Told::Settled => {
-            doubts.remove(&branch);
-        }
-        Told::NotYet => {
-            if let Some(doubt) = doubts.get_mut(&branch) {
-                let pause = PAUSE_MIN * (1 << doubt.inquiries.min(10));
-                doubt.asking = false;
-                doubt.due = Instant::now() + jittered(pause, shared.inquire_every_max);
-            }
-        }
+    match ended {
+        Ok((branch, Told::Settled)) => doubts.settled(&branch),
+        Ok((branch, Told::NotYet)) => doubts.not_yet(branch, shared.inquire_every_max),
+        // These tasks only wait for another; they end early with the program.
+        Err(error) => tracing::error!(participant = %shared.name, %error, "an inquiry's task died"),
     }
 }
 
 /// Looks through all rows in doubt: takes up new ones, drops those that have been settled by a message.
 async fn scan(
     shared: &Shared,
-    doubts: &mut HashMap<BranchId, Doubt>,
+    doubts: &mut Doubts,
     in_doubt_for: Duration,
     scan: u64,
 ) -> Result<(), LogError> {
@@ -263,26 +313,13 @@ async fn scan(
             after = After::branch(&seen.branch);
         }
         for seen in page {
-            let full = doubts.len() >= TRACKED_MAX;
-            match doubts.get_mut(&seen.branch) {
-                Some(doubt) => doubt.seen_in = scan,
-                None if full => {}
-                None => {
-                    let doubt = Doubt {
-                        inquiries: 0,
-                        due: Instant::now(),
-                        asking: false,
-                        seen_in: scan,
-                    };
-                    doubts.insert(seen.branch, doubt);
-                }
-            }
+            doubts.seen(seen.branch, scan);
         }
         if last {
             break;
         }
     }
-    doubts.retain(|_, doubt| doubt.asking || doubt.seen_in == scan);
+    doubts.drop_unseen(scan);
     Ok(())
 }
 

@@ -47,6 +47,9 @@ pub(crate) enum LogError {
     /// No connection could be had; nothing was changed.
     #[error("no connection to the database: {0}")]
     NoConnection(String),
+    /// Nothing came back in time; nothing was changed.
+    #[error("the database did not answer in time")]
+    NoAnswer,
     /// The commit went out and no clear answer came back: it may have happened or not. Whoever asks again finds out,
     /// from the row.
     #[error("the local transaction's commit has no clear outcome: {}", describe(.0))]

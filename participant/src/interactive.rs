@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -33,6 +33,10 @@ pub const TRANSACTION_HEADER: &str = "Unanimous-Transaction";
 
 /// Interactive branches that one process holds, at most.
 const SESSIONS_MAX: usize = 10_000;
+/// Work that a prepare has read is kept so much longer than its deadline.
+const SEALED_GRACE: Duration = Duration::from_secs(60);
+/// How often overdue work is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Why interactive work was not taken. Nothing of it will happen, unless it was taken before.
 #[derive(Debug, thiserror::Error)]
@@ -257,12 +261,17 @@ impl Sessions {
         Ok(())
     }
 
-    /// Whose deadline has passed without a prepare.
+    /// Whose deadline has passed without a prepare; or long ago, where the prepare found no end and no abort came.
     fn overdue(&self, now: Instant) -> Vec<TransactionId> {
         let open = self.open();
-        let overdue = open
-            .iter()
-            .filter(|(_, branch)| !branch.sealed && branch.deadline <= now);
+        let overdue = open.iter().filter(|(_, branch)| {
+            let grace = if branch.sealed {
+                SEALED_GRACE
+            } else {
+                Duration::ZERO
+            };
+            branch.deadline + grace <= now
+        });
         overdue.map(|(transaction, _)| *transaction).collect()
     }
 
@@ -375,7 +384,7 @@ impl Shared {
 
     /// Drops the interactive work whose deadline has passed: before its yes a branch may abort freely, and a dead client
     /// leaves nothing behind.
-    pub(crate) async fn drop_overdue_sessions(&self) {
+    async fn drop_overdue_sessions(&self) {
         for transaction in self.sessions.overdue(Instant::now()) {
             let branch = BranchId {
                 transaction,
@@ -387,6 +396,14 @@ impl Shared {
             drop(self.event(&branch, Event::DeadlinePassed).await);
             self.sessions.forget(transaction);
         }
+    }
+}
+
+/// Runs until its task is aborted.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        shared.drop_overdue_sessions().await;
     }
 }
 

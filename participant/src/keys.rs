@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use unanimous_protocol::keys::WAITERS_MAX;
 
 /// How often a waiter looks by itself.
-const LOOK_AGAIN: Duration = Duration::from_millis(25);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub(crate) struct KeyWaiters {

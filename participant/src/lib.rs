@@ -1,4 +1,123 @@
-//! Under construction.
+//! Makes a service on Postgres take part in Unanimous' atomic transactions: a change in several services happens in all
+//! of them or in none.
+//!
+//! You write one trait, [`Resource`]: what an operation checks and reserves (`prepare`), applies (`commit`) and gives
+//! back (`abort`). The crate does the rest: it keeps what your service promised in tables of its own in your database
+//! (schema `unanimous`), in the very transaction that does your work; serves the routes that a coordinator calls; answers
+//! repeated, late and reordered calls the same way every time; and asks the coordinator about what a crash left in doubt.
+//!
+//! # A complete service
+//!
+//! ```no_run
+//! use actix_web::{App, HttpServer};
+//! use serde::{Deserialize, Serialize};
+//! use unanimous_participant::{
+//!     Failure, Participant, Resource, Tx, Vote,
+//!     deadpool_postgres::{Manager, Pool},
+//!     tokio_postgres::NoTls,
+//! };
+//!
+//! /// What a branch may ask: `{"kind": "reserve", "item": "tea", "count": 2}`. Anything else is refused.
+//! #[derive(Serialize, Deserialize)]
+//! #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+//! enum Operation {
+//!     Reserve { item: String, count: i64 },
+//! }
+//!
+//! struct Stock;
+//!
+//! impl Resource for Stock {
+//!     type Operation = Operation;
+//!
+//!     async fn prepare(&self, operation: &Operation, tx: &mut Tx<'_>) -> Result<Vote, Failure> {
+//!         let Operation::Reserve { item, count } = operation;
+//!         if *count <= 0 {
+//!             return Ok(Vote::refuse("a count is at least 1"));
+//!         }
+//!         let held = tx
+//!             .execute(
+//!                 "UPDATE stock SET held = held + $2 WHERE item = $1 AND there - held >= $2",
+//!                 &[item, count],
+//!             )
+//!             .await?;
+//!         Ok(Vote::yes_if(held == 1, "not enough in stock"))
+//!     }
+//!
+//!     async fn commit(&self, operation: &Operation, tx: &mut Tx<'_>) -> Result<(), Failure> {
+//!         let Operation::Reserve { item, count } = operation;
+//!         tx.execute(
+//!             "UPDATE stock SET there = there - $2, held = held - $2 WHERE item = $1",
+//!             &[item, count],
+//!         )
+//!         .await?;
+//!         Ok(())
+//!     }
+//!
+//!     async fn abort(&self, operation: &Operation, tx: &mut Tx<'_>) -> Result<(), Failure> {
+//!         let Operation::Reserve { item, count } = operation;
+//!         tx.execute("UPDATE stock SET held = held - $2 WHERE item = $1", &[item, count]).await?;
+//!         Ok(())
+//!     }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // The program chooses its TLS provider; the inquiries need one, even over plain http.
+//!     let _ = rustls::crypto::ring::default_provider().install_default();
+//!     let database = "postgres://stock@db.internal/stock".parse()?;
+//!     let pool = Pool::builder(Manager::new(database, NoTls)).max_size(16).build()?;
+//!     let stock = Participant::builder("stock", Stock)
+//!         .pool(pool)
+//!         .coordinator("http://coordinator.internal:7070")
+//!         .start()
+//!         .await?;
+//!     // Keep connections longer than the coordinator does: it then never writes into one that is just being closed.
+//!     HttpServer::new(move || App::new().service(stock.scope("/unanimous")))
+//!         .keep_alive(std::time::Duration::from_secs(75))
+//!         .bind("0.0.0.0:8081")?
+//!         .run()
+//!         .await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! The coordinator then has it registered as `stock=http://stock.internal:8081/unanimous`. Without actix-web
+//! (`default-features = false`), [`Participant::answer`] is the same over the types of the `http` crate.
+//!
+//! # What your code owes
+//!
+//! - **After a yes it can commit**, whatever happens in between. So `prepare` reserves: a `held` column beside the
+//!   balance, a row that takes the name. What others may take meanwhile was not reserved.
+//! - **Effects go through [`Tx`]**: they are durable together with the promise or gone with it, and done once however
+//!   often the call is repeated. A mail sent from `prepare` is neither.
+//! - **A refusal is [`Vote::No`], "I could not find out" is an error by `?`.** The first aborts the transaction, the
+//!   second is asked again.
+//! - **What was promised stays readable.** A new version of the service reads the operations that the old one said yes to.
+//! - Constraints that are checked at commit (`DEFERRABLE INITIALLY DEFERRED`) fail too late to be a refusal: the vote is
+//!   then not given at all. Check in `prepare`.
+//!
+//! # What it needs
+//!
+//! - Postgres with `fsync` on (checked at start), and a role that may create the schema `unanimous` once. Where the
+//!   database itself may fail over, a *synchronous* standby: what an asynchronous one has not received was promised to
+//!   nobody, as far as it knows. Nobody may cancel (`pg_cancel_backend`) a commit that waits for that standby.
+//! - A pool of at least 3 connections; prepares use all but two, so that commits and aborts never wait behind them. Give
+//!   a service's own requests a pool of their own where they can use all of it.
+//! - Several processes of one service may share one database. Different participants may, too: each leaves the other's
+//!   branches alone, also an heir its predecessor's, unless it is told ([`Builder::formerly`]).
+//!
+//! # Interactive work
+//!
+//! A client may also begin a transaction, call your service's own routes with the header [`TRANSACTION_HEADER`], and
+//! commit. There, [`Participant::interactive`] enlists the branch and [`InteractiveBranch::add`] adds operations, which
+//! run at prepare.
+//!
+//! # How it is built
+//!
+//! `branch` is the shell around the pure state machine of `unanimous-protocol`, inside one local transaction;
+//! `intent_log` holds all SQL on the crate's tables; `calls` the life of a request; `inquiry` what ends a doubt.
+//! Left out: branches of plain SQL over `PREPARE TRANSACTION`, and the pruning of old rows.
+
 #[cfg(feature = "actix-web")]
 mod actix;
 mod branch;
@@ -24,6 +143,7 @@ pub use crate::{
     schema::SchemaError,
     tx::{Database, TokioPostgres, Tx, TxError},
 };
+// Their types are in this crate's signatures.
 pub use deadpool_postgres;
 pub use tokio_postgres;
 pub use unanimous_protocol::id::{InvalidId, ParticipantName, TransactionId};

@@ -3,7 +3,12 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use deadpool_postgres::Pool;
-use tokio::{runtime::Handle, sync::Semaphore, task::AbortHandle, time::Instant};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    task::{AbortHandle, JoinError},
+    time::Instant,
+};
 use unanimous_protocol::{
     branch::{Answer, Event},
     id::{BranchId, ParticipantName},
@@ -15,7 +20,7 @@ use crate::{
     connections::{Connections, POOL_MIN},
     inquiry::{self, Coordinator},
     intent_log::LogError,
-    interactive::Sessions,
+    interactive::{self, Sessions},
     keys::KeyWaiters,
     resource::Resource,
     running::Running,
@@ -50,11 +55,11 @@ pub(crate) struct Shared {
     runtime: Handle,
 }
 
-struct Background(AbortHandle);
+struct Background([AbortHandle; 2]);
 
 impl Drop for Background {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -306,10 +311,17 @@ impl Builder {
             inquire_every_max: self.inquire_every_max,
             runtime: runtime.clone(),
         });
-        let inquiring = runtime.spawn(inquiry::run(Arc::clone(&shared)));
+        let background = [
+            runtime
+                .spawn(inquiry::run(Arc::clone(&shared)))
+                .abort_handle(),
+            runtime
+                .spawn(interactive::run(Arc::clone(&shared)))
+                .abort_handle(),
+        ];
         Ok(Participant {
             shared,
-            _background: Arc::new(Background(inquiring.abort_handle())),
+            _background: Arc::new(Background(background)),
         })
     }
 }
@@ -339,8 +351,7 @@ impl Shared {
         let task = self
             .runtime
             .spawn(async move { shared.prepare(request, arrived).await });
-        // Only a panic of the service's code, or the end of the program, leaves no result; it answers nothing.
-        task.await.unwrap_or(Err(Unanswered::Busy))
+        task.await.unwrap_or_else(died)
     }
 
     /// As [`Self::run_prepare`], for all that is not a prepare.
@@ -353,6 +364,13 @@ impl Shared {
         let task = self
             .runtime
             .spawn(async move { shared.event(&branch, event).await });
-        task.await.unwrap_or(Err(Unanswered::Busy))
+        task.await.unwrap_or_else(died)
     }
+}
+
+/// Only a panic of the service's code, or the end of the program, leaves a task without a result. It answers nothing,
+/// and its connection was closed.
+fn died<T>(error: JoinError) -> Result<T, Unanswered> {
+    tracing::error!(%error, "the task of a message died");
+    Err(Unanswered::Busy)
 }

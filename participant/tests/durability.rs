@@ -186,8 +186,16 @@ async fn an_abort_stops_the_prepare_that_is_still_running() {
         let operations = json!([{"kind": "note", "text": "a"}, {"kind": kind}]);
         let body = prepare_body(&id(1), operations);
         let prepare = tokio::spawn(async move { post(&participant, "/v1/prepare", &body).await });
-        east.until("SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'journal'::regclass")
-            .await;
+        let running = match kind {
+            "hang" => {
+                "SELECT count(*) = 1 FROM pg_locks
+                 WHERE mode = 'RowExclusiveLock' AND relation = 'journal'::regclass"
+            }
+            _ => {
+                "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+            }
+        };
+        east.until(running).await;
         let begun = Instant::now();
         east.abort(&id(1)).await.is_state("aborted");
         assert!(
@@ -309,4 +317,37 @@ async fn several_processes_that_start_at_once_migrate_once() {
     for started in futures_util::future::join_all(starts).await {
         started.unwrap();
     }
+}
+
+#[tokio::test]
+async fn an_outcome_that_the_service_can_not_carry_out_yet_is_asked_for_again_and_stays_in_doubt() {
+    let east = Service::start().await;
+    east.prepare(&id(1), note("a")).await.is_vote("yes");
+    let forbid = "ALTER TABLE journal ADD CONSTRAINT stuck CHECK (what = 'prepared')";
+    east.sql.batch_execute(forbid).await.unwrap();
+    for answer in [east.commit(&id(1)).await, east.abort(&id(1)).await] {
+        answer.is_problem(503, "service-failed");
+    }
+    assert_eq!(east.row(&id(1)).await.as_deref(), Some("prepared"));
+    let allow = "ALTER TABLE journal DROP CONSTRAINT stuck";
+    east.sql.batch_execute(allow).await.unwrap();
+    east.commit(&id(1)).await.is_state("committed");
+    assert_eq!(east.journal(&id(1)).await, ["prepared a", "committed a"]);
+}
+
+#[tokio::test]
+async fn connections_that_were_cut_are_replaced() {
+    let east = Service::start().await;
+    east.prepare(&id(1), note("a")).await.is_vote("yes");
+    for _ in 0..3 {
+        let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        east.sql.query(cut, &[]).await.unwrap();
+        let mut answer = east.commit(&id(1)).await;
+        while answer.status == 503 {
+            answer = east.commit(&id(1)).await;
+        }
+        answer.is_state("committed");
+    }
+    assert_eq!(east.journal(&id(1)).await, ["prepared a", "committed a"]);
 }

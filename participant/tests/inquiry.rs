@@ -201,7 +201,18 @@ async fn the_name_asked_for_is_the_one_in_the_row() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_in_doubt_settle_in_seconds_beside_a_coordinator_that_never_answers() {
+async fn many_in_doubt_settle_side_by_side_and_do_not_wait_for_a_coordinator_that_never_answers() {
+    // One after the other, each behind the silent one's 3 s, they would take an hour.
+    settle_beside_a_silent_coordinator(1_500).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn how_long_ten_thousand_in_doubt_take() {
+    settle_beside_a_silent_coordinator(10_000).await;
+}
+
+async fn settle_beside_a_silent_coordinator(branches: i64) {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent_url = format!("http://{}", silent.local_addr().unwrap());
     tokio::spawn(async move {
@@ -214,10 +225,11 @@ async fn ten_thousand_in_doubt_settle_in_seconds_beside_a_coordinator_that_never
     let east = Service::start().await;
     east.prepare(&id(1), note("a")).await.is_vote("yes");
     east.sql
-        .batch_execute(
+        .execute(
             "INSERT INTO unanimous.branches (participant, transaction, state, operations, digest, voted_yes)
              SELECT participant, ('00000001-0001-8000-8000-2000' || lpad(to_hex(n), 8, '0'))::uuid, state, operations, digest, voted_yes
-             FROM unanimous.branches, generate_series(1, 10000) AS n",
+             FROM unanimous.branches, generate_series(1, $1::bigint) AS n",
+            &[&branches],
         )
         .await
         .unwrap();
@@ -225,6 +237,7 @@ async fn ten_thousand_in_doubt_settle_in_seconds_beside_a_coordinator_that_never
     let begun = Instant::now();
     let east = east
         .restart(|builder| {
+            let builder = builder.pool(crate::service::pool(&database, 16));
             builder
                 .coordinator(silent_url)
                 .coordinator(&coordinator.url)
@@ -238,10 +251,10 @@ async fn ten_thousand_in_doubt_settle_in_seconds_beside_a_coordinator_that_never
         assert!(begun.elapsed() < Duration::from_secs(60));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    println!("10,000 settled in {:?}", begun.elapsed());
+    println!("{branches} settled in {:?}", begun.elapsed());
     assert_eq!(
         east.count("SELECT count(*) FROM journal WHERE what = 'committed'")
             .await,
-        10_001
+        branches + 1
     );
 }

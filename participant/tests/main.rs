@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     reason = "a test that can not go on says so by panicking"
 )]
+#![allow(clippy::print_stdout, reason = "what is measured is printed")]
 
 mod durability;
 mod inquiry;
