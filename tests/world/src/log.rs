@@ -180,7 +180,13 @@ impl Log {
                 reply
             }
             Request::Outcome(id) => self.outcome(*id, s),
-            Request::ByKey(key) => Answer::Key(self.by_key(key)),
+            Request::ByKey(key) => {
+                let found = self.by_key(key);
+                if let Some(record) = &found {
+                    self.confirm(record.header.id, s);
+                }
+                Answer::Key(found)
+            }
             Request::Head => Answer::Head(self.head(node)),
         };
         if fault.is_none() {
@@ -398,15 +404,20 @@ impl Log {
         Standing::Proposed
     }
 
-    fn outcome(&self, id: TransactionId, s: &mut Surroundings) -> Answer {
-        let record = self.record(id);
-        let durable = matches!(
-            self.disk.durable(&Cell::Record(id)),
-            Some(Value::Record(_))
-        );
-        if record.is_some() && !durable {
-            s.counters.add("reads of a record that is not durable");
+    /// What is told from a record must be durable (rule 2), and a record of another life may only be visible: its
+    /// owner has not had a clear answer yet. So whoever reads one in order to tell it forces first.
+    fn confirm(&mut self, id: TransactionId, s: &mut Surroundings) {
+        let durable = self.disk.durable(&Cell::Record(id)).is_some();
+        if !durable && self.record(id).is_some() {
+            s.counters.add("reads of a record that was not durable");
+            let position = self.disk.position();
+            self.force(position, s);
         }
+    }
+
+    fn outcome(&mut self, id: TransactionId, s: &mut Surroundings) -> Answer {
+        self.confirm(id, s);
+        let record = self.record(id);
         let mark = match self.disk.get(&Cell::Forgotten(id.node())) {
             Some(Value::Mark(mark)) => Some(*mark),
             Some(Value::Head { .. } | Value::Record(_) | Value::Holder(_)) | None => None,
