@@ -274,6 +274,8 @@ impl Checker {
     ) {
         let fenced = self.is_fenced(id);
         let known = self.transactions.entry(id).or_default();
+        // A reading from before the retention ended may be told after it, when the key is free again.
+        let key_is_free = known.refused || known.forgotten;
         let refused = known.refused;
         let durable = known.decision.as_ref();
         let unforced = known.key.is_none() && durable.is_none_or(is_without_effects);
@@ -308,7 +310,7 @@ impl Checker {
             }
         }
         if let Some(key) = by_key
-            && !refused
+            && !key_is_free
         {
             let facts = self.keys.entry(key.clone()).or_default();
             let holder = facts.holder;

@@ -153,18 +153,14 @@ impl Client {
                 }
             }
             (Stage::Ending(commit), Some(id)) => {
-                if self.plan.end == End::Race && self.tries < 2 {
+                if commit && self.plan.end == End::Race && self.tries < 2 {
                     s.counters.add("aborts that race a commit");
-                    let other = if commit {
-                        Question::Abort(id)
-                    } else {
-                        Question::Commit(id)
-                    };
-                    s.ask(node, asker.clone(), other);
+                    s.ask(node, asker.clone(), Question::Abort(id));
                 }
-                let question = match (commit, self.tries) {
-                    (true, _) => Question::Commit(id),
-                    (false, _) => Question::Abort(id),
+                let question = if commit {
+                    Question::Commit(id)
+                } else {
+                    Question::Abort(id)
                 };
                 s.ask(node, asker, question);
             }
