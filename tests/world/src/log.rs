@@ -471,6 +471,10 @@ impl Log {
             })
             .cloned()
             .collect();
+        if !due.is_empty() {
+            // The deletion forces; so what it deletes was durable a moment before, and the checker sees it.
+            self.force(self.disk.position(), s);
+        }
         for record in due {
             let id = record.header.id;
             s.counters.add("forgotten records");

@@ -229,7 +229,7 @@ impl Temper {
             latency: rng.between(2, if calm { 10 } else { 200 }),
             fault_every: rng.between(500, 6_000),
             short_deadlines: !calm && rng.chance(5_000),
-            retention: rng.between(3_000, 60_000),
+            retention: if rng.chance(5_000) { 1_000 } else { rng.between(1_000, 60_000) },
             clients: rng.between(10, 40),
             chaos_until: rng.between(10_000, 60_000),
         }
