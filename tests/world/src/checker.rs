@@ -324,6 +324,14 @@ impl Checker {
         }
     }
 
+    /// Whether a branch answered read-only and then yes: a late duplicate of its prepare found something to do.
+    pub(crate) fn changed_from_read_only(&self, id: TransactionId, name: &ParticipantName) -> bool {
+        let known = self.transactions.get(&id);
+        known
+            .and_then(|known| known.branches.get(name))
+            .is_some_and(|seen| seen.said_read_only)
+    }
+
     /// A participant answers; called when the answer leaves.
     pub(crate) fn participant_says(
         &mut self,

@@ -3,7 +3,7 @@
 use unanimous_protocol::{
     id::{Node, ParticipantName, TransactionId},
     operations::{BodyDigest, Operations},
-    record::IdempotencyKey,
+    record::{AbortCode, IdempotencyKey},
 };
 
 use crate::surroundings::{
@@ -223,7 +223,14 @@ impl Client {
                 };
                 self.send(s);
             }
-            Said::Committed(id) | Said::Aborted(id, _) => {
+            Said::Committed(id) => {
+                self.id = Some(*id);
+                self.done(s);
+            }
+            Said::Aborted(id, code) => {
+                if *code == AbortCode::Unrecorded {
+                    s.counters.add("clients told of an abort without a record");
+                }
                 self.id = Some(*id);
                 self.done(s);
             }

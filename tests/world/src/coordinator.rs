@@ -8,7 +8,7 @@ use unanimous_protocol::{
     coordinator::{Effect, EnlistRefused, Event, Pace, Transaction},
     id::{Node, ParticipantName, TransactionId},
     keyring::{Claim, Holder, Keyring},
-    life::{Judgement, Life, Snapshot, Standing as LifeStanding, Shut, Writer},
+    life::{Judgement, Life, Shut, Snapshot, Standing as LifeStanding, Writer},
     message::{Delivery, Inform, Reply, Request},
     operations::{BodyDigest, Operations},
     record::{
@@ -165,7 +165,12 @@ impl Coordinator {
         s.crash_point()?;
         match (pending, answer) {
             (Pending::Open, log::Answer::Opened { writer, unfinished }) => {
-                trace!(s, "{:?}: {writer}, {} unfinished", self.number, unfinished.len());
+                trace!(
+                    s,
+                    "{:?}: {writer}, {} unfinished",
+                    self.number,
+                    unfinished.len()
+                );
                 self.life = Some(Life::begin(writer, s.rng.next()));
                 for record in unfinished {
                     self.recover(record, s)?;
@@ -177,9 +182,13 @@ impl Coordinator {
                 s.after(200, Happening::OpenAgain(self.number));
                 Ok(())
             }
-            (Pending::Write(write), log::Answer::Written { standings, decisions }) => {
-                self.written(write, standings, decisions, s)
-            }
+            (
+                Pending::Write(write),
+                log::Answer::Written {
+                    standings,
+                    decisions,
+                },
+            ) => self.written(write, standings, decisions, s),
             (Pending::Write(_), log::Answer::Shut(Shut::Fenced(_))) => {
                 trace!(s, "{:?}: is fenced, and ends", self.number);
                 s.counters.add("lives ended by a fenced write");
@@ -444,7 +453,12 @@ impl Coordinator {
             .transactions
             .get(&id)
             .is_some_and(|live| live.deadline_at > s.now);
-        trace!(s, "{:?}: {id} calls {participant}: {:?}", self.number, request.kind());
+        trace!(
+            s,
+            "{:?}: {id} calls {participant}: {:?}",
+            self.number,
+            request.kind()
+        );
         let call = Call {
             life: self.number,
             number,
@@ -491,7 +505,8 @@ impl Coordinator {
             // any HTTP client. The machine must be able to bear it.
             self.calls.remove(&number);
             if s.chaos && s.rng.chance(3_000) {
-                self.calls.insert(number, (id, participant.clone(), request.clone()));
+                self.calls
+                    .insert(number, (id, participant.clone(), request.clone()));
             }
         } else {
             self.calls.remove(&number);
@@ -506,7 +521,11 @@ impl Coordinator {
         self.step(id, event, None, s)
     }
 
-    pub(crate) fn deadline(&mut self, id: TransactionId, s: &mut Surroundings) -> Result<(), Crashed> {
+    pub(crate) fn deadline(
+        &mut self,
+        id: TransactionId,
+        s: &mut Surroundings,
+    ) -> Result<(), Crashed> {
         s.counters.add("deadlines");
         self.step(id, Event::DeadlinePassed, None, s)
     }
@@ -669,7 +688,9 @@ impl Coordinator {
                 };
                 self.step(id, event, Some(asker), s)
             }
-            Question::Commit(id) => self.about(id, asker, question, Some(Event::CommitRequested), s),
+            Question::Commit(id) => {
+                self.about(id, asker, question, Some(Event::CommitRequested), s)
+            }
             Question::Abort(id) => {
                 let event = Event::AbortRequested { detail: None };
                 self.about(id, asker, question, Some(event), s)
@@ -820,7 +841,15 @@ impl Coordinator {
                     key: key.clone(),
                     request,
                 };
-                self.begin(Some(claim), branches, commit, timeout, asker, Some(question), s)?;
+                self.begin(
+                    Some(claim),
+                    branches,
+                    commit,
+                    timeout,
+                    asker,
+                    Some(question),
+                    s,
+                )?;
                 // Where nothing was begun, the key stays free.
                 self.keyring.release(key);
             }

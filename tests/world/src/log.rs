@@ -15,6 +15,9 @@ use crate::{
     surroundings::{Happening, LifeNumber, Millis, Surroundings, trace},
 };
 
+/// No write stays unclear for longer, in milliseconds.
+const UNCLEAR_AT_MOST: i64 = 45_000;
+
 pub(crate) const IDENTITY: LogIdentity = LogIdentity(0x0015_2f0d);
 
 #[derive(Clone, Debug)]
@@ -352,7 +355,11 @@ impl Log {
             s,
             "log: wrote {:?}{}{}",
             standings,
-            if write.appends.is_empty() { "" } else { " and appends" },
+            if write.appends.is_empty() {
+                ""
+            } else {
+                " and appends"
+            },
             match fault {
                 Some(fault) => format!(" ({fault:?})"),
                 None => String::new(),
@@ -458,16 +465,19 @@ impl Log {
 
     /// What finished long enough ago goes, and the marks move with it in one transaction (rule 14).
     pub(crate) fn forget(&mut self, s: &mut Surroundings) {
-        let before = s.now as i64 - s.temper.retention as i64;
+        let now = s.now as i64;
+        let retention = s.temper.retention as i64;
         let mut writes: Writes = Vec::new();
         let due: Vec<Record> = self
             .records()
             .filter(|record| {
-                let finished = match record.decision.is_finished_at_once() {
-                    true => Some(record.decided_at),
-                    false => record.finished_at,
+                // A keyed one that is finished at once may be forgotten before its owner has had a clear answer, and
+                // then its key may go to another: a retention has to be longer than that takes.
+                let (at, retention) = match record.decision.is_finished_at_once() {
+                    true => (Some(record.decided_at), retention.max(UNCLEAR_AT_MOST)),
+                    false => (record.finished_at, retention),
                 };
-                finished.is_some_and(|at| at.0 <= before)
+                at.is_some_and(|at| at.0 <= now - retention)
             })
             .cloned()
             .collect();

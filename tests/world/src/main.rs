@@ -37,7 +37,10 @@ fn main() -> std::io::Result<()> {
             Ok(more) => counters.merge(&more),
             Err(failure) => {
                 writeln!(out, "seed {seed} FAILS: {}", failure.what)?;
-                writeln!(out, "replay it: cargo run -p unanimous-world -- --seed {seed}")?;
+                writeln!(
+                    out,
+                    "replay it: cargo run -p unanimous-world -- --seed {seed}"
+                )?;
                 std::process::exit(1);
             }
         }

@@ -23,11 +23,21 @@ pub(crate) const BALANCE: u64 = 100;
 /// What the toy ledger can do. Its JSON is flat: a kind, and up to three numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    Debit { account: u64, amount: u64 },
-    Credit { account: u64, amount: u64 },
+    Debit {
+        account: u64,
+        amount: u64,
+    },
+    Credit {
+        account: u64,
+        amount: u64,
+    },
     /// Moves within one participant, where there is enough; else it has nothing to change, and says read-only. So a
     /// late duplicate of its prepare may answer otherwise than the first.
-    Shuffle { from: u64, to: u64, amount: u64 },
+    Shuffle {
+        from: u64,
+        to: u64,
+        amount: u64,
+    },
     Look,
     Refuse,
 }
@@ -37,7 +47,9 @@ impl Operation {
         match self {
             Self::Debit { account, amount } => format!(r#"{{"debit":[{account},{amount}]}}"#),
             Self::Credit { account, amount } => format!(r#"{{"credit":[{account},{amount}]}}"#),
-            Self::Shuffle { from, to, amount } => format!(r#"{{"shuffle":[{from},{to},{amount}]}}"#),
+            Self::Shuffle { from, to, amount } => {
+                format!(r#"{{"shuffle":[{from},{to},{amount}]}}"#)
+            }
             Self::Look => r#"{"look":[]}"#.to_owned(),
             Self::Refuse => r#"{"refuse":[]}"#.to_owned(),
         }
@@ -198,7 +210,8 @@ impl Local<'_> {
             }
         }
         let applied = self.applied(id) + 1;
-        self.writes.insert(Cell::Applied(id), Value::Applied(applied));
+        self.writes
+            .insert(Cell::Applied(id), Value::Applied(applied));
     }
 
     fn abort(&mut self, operations: &[Operation]) {
@@ -314,10 +327,12 @@ impl Participant {
     }
 
     pub(crate) fn rows(&self) -> impl Iterator<Item = (TransactionId, &State)> {
-        self.disk.cells().filter_map(|(cell, value)| match (cell, value) {
-            (Cell::Row(id), Value::Row(row)) => Some((*id, &row.state)),
-            (Cell::Row(_) | Cell::Account(_) | Cell::Applied(_), _) => None,
-        })
+        self.disk
+            .cells()
+            .filter_map(|(cell, value)| match (cell, value) {
+                (Cell::Row(id), Value::Row(row)) => Some((*id, &row.state)),
+                (Cell::Row(_) | Cell::Account(_) | Cell::Applied(_), _) => None,
+            })
     }
 
     /// Balance and reserved, over all accounts.
@@ -338,7 +353,9 @@ impl Participant {
     }
 
     pub(crate) fn sessions(&self) -> usize {
-        self.process.as_ref().map_or(0, |process| process.sessions.len())
+        self.process
+            .as_ref()
+            .map_or(0, |process| process.sessions.len())
     }
 
     pub(crate) fn called(&mut self, call: Call, s: &mut Surroundings) -> Result<(), Crashed> {
@@ -484,6 +501,11 @@ impl Participant {
         }
         let position = self.disk.position();
         if let Some(after) = &changed {
+            if matches!(after, State::Prepared { .. })
+                && s.checker.changed_from_read_only(id, &self.name)
+            {
+                s.counters.add("read-only votes that changed");
+            }
             let before = stored.as_ref().map(|row| &row.state);
             s.checker
                 .row_changed(id, &self.name, before, after, applied, &row.pieces);
@@ -495,7 +517,9 @@ impl Participant {
         let any_forced = answers.iter().any(|(_, forced)| *forced);
         if wrote || any_forced {
             let delay = if any_forced {
-                s.rng.between(1, 10)
+                // A slow disk, now and then: what is visible stays undurable for long.
+                let slow = !s.temper.calm && s.rng.chance(2_000);
+                s.rng.between(1, if slow { 1_000 } else { 10 })
             } else {
                 s.rng.between(100, 1_500)
             };

@@ -219,6 +219,7 @@ impl Temper {
         let crash = up_to(150);
         let log_fault = up_to(3_000);
         let service_failure = up_to(800);
+        let longest_retention = if rng.chance(5_000) { 9_000 } else { 60_000 };
         Self {
             calm,
             loss,
@@ -229,7 +230,9 @@ impl Temper {
             latency: rng.between(2, if calm { 10 } else { 200 }),
             fault_every: rng.between(500, 6_000),
             short_deadlines: !calm && rng.chance(5_000),
-            retention: if rng.chance(5_000) { 1_000 } else { rng.between(1_000, 60_000) },
+            // Longer than a write can stay frozen on its way: an attempt that arrives after its record was forgotten would
+            // write it again.
+            retention: rng.between(9_000, longest_retention),
             clients: rng.between(10, 40),
             chaos_until: rng.between(10_000, 60_000),
         }

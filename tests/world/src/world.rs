@@ -1,6 +1,9 @@
 //! The world: nodes, and the one queue of everything that will happen, which is the clock.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use unanimous_protocol::{
     branch::State,
@@ -15,7 +18,9 @@ use crate::{
     log::Log,
     participant::{ACCOUNTS, BALANCE, Operation, Participant},
     rng::Rng,
-    surroundings::{Counters, Crashed, Happening, LifeNumber, Millis, Surroundings, Temper, Who, trace},
+    surroundings::{
+        Counters, Crashed, Happening, LifeNumber, Millis, Surroundings, Temper, Who, trace,
+    },
 };
 
 /// How long a healed world may take to end everything: longer than the latest duplicate travels.
@@ -51,7 +56,6 @@ pub fn run(seed: u64) -> Result<Counters, Box<Failure>> {
 }
 
 /// Runs the world of a seed with its full event log.
-#[must_use]
 pub fn replay(seed: u64) -> (Result<Counters, Box<Failure>>, Vec<String>) {
     run_world(seed, true)
 }
@@ -60,7 +64,9 @@ fn run_world(seed: u64, trace: bool) -> (Result<Counters, Box<Failure>>, Vec<Str
     let mut rng = Rng::new(seed);
     let temper = Temper::of(&mut rng, seed % 8 == 7);
     let mut world = World::new(rng, temper, trace);
-    let ended = world.run();
+    // A machine's assert is a finding as well, and has a seed. (A release build aborts.)
+    let ended = catch_unwind(AssertUnwindSafe(|| world.run()))
+        .unwrap_or_else(|_| Err("something panicked, see above".to_owned()));
     let events = world.s.trace.take().unwrap_or_default();
     let result = match ended {
         Ok(()) => Ok(world.s.counters),
@@ -185,7 +191,7 @@ impl World {
     }
 
     /// Gives something to a coordinator's process, where it still runs.
-    fn to_life(
+    fn at_life(
         &mut self,
         number: LifeNumber,
         happening: &Happening,
@@ -205,7 +211,7 @@ impl World {
         }
     }
 
-    fn to_participant(
+    fn at_participant(
         &mut self,
         name: &ParticipantName,
         act: impl FnOnce(&mut Participant, &mut Surroundings) -> Result<(), Crashed>,
@@ -222,19 +228,19 @@ impl World {
         match happening.clone() {
             Happening::CallArrives(call) => {
                 let name = call.participant.clone();
-                self.to_participant(&name, |p, s| p.called(call, s));
+                self.at_participant(&name, |p, s| p.called(call, s));
             }
             Happening::CallEnds {
                 life,
                 number,
                 delivery,
-            } => self.to_life(life, &happening, |c, s| c.call_ended(number, delivery, s)),
+            } => self.at_life(life, &happening, |c, s| c.call_ended(number, delivery, s)),
             Happening::CallLater {
                 life,
                 id,
                 participant,
                 request,
-            } => self.to_life(life, &happening, |c, s| {
+            } => self.at_life(life, &happening, |c, s| {
                 c.call_later(id, participant, request, s);
                 Ok(())
             }),
@@ -242,7 +248,7 @@ impl World {
                 life,
                 asker,
                 question,
-            } => self.to_life(life, &happening, |c, s| c.asked(asker, question, s)),
+            } => self.at_life(life, &happening, |c, s| c.asked(asker, question, s)),
             Happening::Answered { asker, said } => match asker.who {
                 Who::Client(client) => {
                     if let Some(client) = self.clients.get_mut(client) {
@@ -253,10 +259,10 @@ impl World {
                     if let crate::surroundings::Said::Inform(id, participant, inform) = said
                         && participant == name
                     {
-                        self.to_participant(&name, |p, s| p.informed(id, inform, s));
+                        self.at_participant(&name, |p, s| p.informed(id, inform, s));
                     }
                 }
-                Who::Enlisting(name, id, session) => self.to_participant(&name, |p, s| {
+                Who::Enlisting(name, id, session) => self.at_participant(&name, |p, s| {
                     p.enlisted(id, &session, &said, s);
                     Ok(())
                 }),
@@ -274,7 +280,7 @@ impl World {
                 life,
                 number,
                 answer,
-            } => self.to_life(life, &happening, |c, s| c.log_answered(number, answer, s)),
+            } => self.at_life(life, &happening, |c, s| c.log_answered(number, answer, s)),
             Happening::LogFlush {
                 incarnation,
                 position,
@@ -286,21 +292,21 @@ impl World {
                 self.s.after(1_000, Happening::LogForgets);
             }
             Happening::Deadline { life, id } => {
-                self.to_life(life, &happening, |c, s| c.deadline(id, s));
+                self.at_life(life, &happening, |c, s| c.deadline(id, s));
             }
-            Happening::LonelyAppend(life) => self.to_life(life, &happening, |c, s| {
+            Happening::LonelyAppend(life) => self.at_life(life, &happening, |c, s| {
                 c.lonely_append(s);
                 Ok(())
             }),
-            Happening::WriteAgain(life) => self.to_life(life, &happening, |c, s| {
+            Happening::WriteAgain(life) => self.at_life(life, &happening, |c, s| {
                 c.write(s);
                 Ok(())
             }),
-            Happening::Poll(life) => self.to_life(life, &happening, |c, s| {
+            Happening::Poll(life) => self.at_life(life, &happening, |c, s| {
                 c.poll(s);
                 Ok(())
             }),
-            Happening::OpenAgain(life) => self.to_life(life, &happening, |c, s| {
+            Happening::OpenAgain(life) => self.at_life(life, &happening, |c, s| {
                 c.open_again(s);
                 Ok(())
             }),
@@ -308,10 +314,10 @@ impl World {
                 participant,
                 incarnation,
                 position,
-            } => self.to_participant(&participant, |p, s| p.flush(incarnation, position, s)),
+            } => self.at_participant(&participant, |p, s| p.flush(incarnation, position, s)),
             Happening::WorkArrives(work) => {
                 let name = work.participant.clone();
-                self.to_participant(&name, |p, s| p.work(work, s));
+                self.at_participant(&name, |p, s| p.work(work, s));
             }
             Happening::WorkDone { asker, done } => {
                 if let Who::Client(client) = asker.who
@@ -324,7 +330,7 @@ impl World {
                 participant,
                 incarnation,
                 id,
-            } => self.to_participant(&participant, |p, s| {
+            } => self.at_participant(&participant, |p, s| {
                 p.enlist_silence(incarnation, id, s);
                 Ok(())
             }),
@@ -333,13 +339,13 @@ impl World {
                 incarnation,
                 id,
                 session,
-            } => self.to_participant(&participant, |p, s| {
+            } => self.at_participant(&participant, |p, s| {
                 p.session_deadline(incarnation, id, &session, s)
             }),
             Happening::InquiryTick {
                 participant,
                 incarnation,
-            } => self.to_participant(&participant, |p, s| {
+            } => self.at_participant(&participant, |p, s| {
                 p.inquire(incarnation, s);
                 Ok(())
             }),
@@ -447,7 +453,9 @@ impl World {
             let (_, held) = participant.money();
             if held != 0 || participant.sessions() != 0 {
                 let sessions = participant.sessions();
-                return Err(format!("AC5: {name} still holds {held}, {sessions} sessions"));
+                return Err(format!(
+                    "AC5: {name} still holds {held}, {sessions} sessions"
+                ));
             }
         }
         let money: u64 = self.participants.values().map(|p| p.money().0).sum();
@@ -470,7 +478,10 @@ impl World {
             }
         }
         if let Some(at) = self.clients.iter().position(Client::is_asking) {
-            return Err(format!("AC5: client {at} never got an answer: {:?}", self.clients[at]));
+            return Err(format!(
+                "AC5: client {at} never got an answer: {:?}",
+                self.clients[at]
+            ));
         }
         let (mut commits, mut aborts, mut without_record) = (0, 0, 0);
         for (id, decision) in self.s.checker.decisions() {
@@ -500,11 +511,15 @@ impl World {
             }
         }
         if self.s.temper.calm && without_record > 0 {
-            return Err(format!("AC4: {without_record} transactions without a record"));
+            return Err(format!(
+                "AC4: {without_record} transactions without a record"
+            ));
         }
         self.s.counters.raise("commits", commits);
         self.s.counters.raise("aborts", aborts);
-        self.s.counters.raise("aborts without a record", without_record);
+        self.s
+            .counters
+            .raise("aborts without a record", without_record);
         if self.s.temper.calm {
             self.s.counters.add("calm worlds");
         }
@@ -549,7 +564,14 @@ fn plan(names: &[ParticipantName], index: usize, s: &mut Surroundings) -> Plan {
         && last > 1
         && rng.chance(4_000)
     {
-        work.push((last, if rng.chance(5_000) { shuffle } else { Operation::Look }));
+        work.push((
+            last,
+            if rng.chance(5_000) {
+                shuffle
+            } else {
+                Operation::Look
+            },
+        ));
     }
     let end = match rng.below(10) {
         0..=5 => End::AtOnce,
@@ -559,7 +581,11 @@ fn plan(names: &[ParticipantName], index: usize, s: &mut Surroundings) -> Plan {
     };
     let mut branches: BTreeMap<ParticipantName, Vec<Operation>> = BTreeMap::new();
     let mut interactive = Vec::new();
-    let interactive_from = if end == End::AtOnce { 9 } else { rng.below(3) as usize };
+    let interactive_from = if end == End::AtOnce {
+        9
+    } else {
+        rng.below(3) as usize
+    };
     for (at, operation) in work {
         let Some(name) = shuffled.get(at) else {
             continue;
