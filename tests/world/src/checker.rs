@@ -46,6 +46,8 @@ struct Known {
     told_aborted: bool,
     told_committed: bool,
     forgotten: bool,
+    /// A participant lost its durable row of it.
+    betrayed: bool,
     /// The log can never hold a record of it.
     refused: bool,
     branches: BTreeMap<ParticipantName, Seen>,
@@ -169,7 +171,10 @@ impl Checker {
         if told_aborted && !(is_without_effects(decision) && record.header.key.is_none()) {
             wrong.push(format!("{id} commits, and a client was told aborted"));
         }
-        if let Some(first) = wrong.into_iter().next() {
+        let betrayed = known.betrayed;
+        if let Some(first) = wrong.into_iter().next()
+            && !betrayed
+        {
             self.violated(first);
         }
         if let Some(claim) = &record.header.key {
@@ -184,6 +189,22 @@ impl Checker {
         self.require(other.is_none(), || {
             format!("key {key} is held by {other:?} and by {id}")
         });
+    }
+
+    /// A participant has lost its durable row: from now on this transaction may end differently in different places,
+    /// but it may not look finished, and everybody has to say so.
+    pub(crate) fn betrayed(&mut self, id: TransactionId) {
+        self.transactions.entry(id).or_default().betrayed = true;
+    }
+
+    pub(crate) fn is_betrayed(&self, id: TransactionId) -> bool {
+        self.transactions
+            .get(&id)
+            .is_some_and(|known| known.betrayed)
+    }
+
+    pub(crate) fn anybody_betrayed(&self) -> bool {
+        self.transactions.values().any(|known| known.betrayed)
     }
 
     /// The log clearly refused the record: no record of it can ever be. So an outcome by its key does not last.
@@ -211,8 +232,11 @@ impl Checker {
             .iter()
             .flat_map(Decision::updating)
             .filter(|name| {
-                let seen = known.branches.get(*name);
-                !seen.is_some_and(|seen| matches!(seen.durable, Some(State::Committed { .. })))
+                // Where a row was lost: it must have acknowledged, durably, before.
+                !known.branches.get(*name).is_some_and(|seen| {
+                    matches!(seen.durable, Some(State::Committed { .. }))
+                        || (known.betrayed && seen.said_committed)
+                })
             })
             .cloned()
             .collect();
@@ -256,7 +280,7 @@ impl Checker {
             Inform::Aborted => {
                 seen.told_aborted = true;
                 // After the branch has acknowledged and the record is forgotten, "aborted" moves nothing.
-                let over = known.forgotten && seen.said_committed;
+                let over = known.forgotten && seen.said_committed || known.betrayed;
                 self.require(!updates || over, || {
                     format!("AC1: {participant} is told that {id} is aborted, but it is committed")
                 });
@@ -341,6 +365,7 @@ impl Checker {
         visible: Option<&State>,
         durable: Option<&State>,
     ) {
+        let betrayed = self.is_betrayed(id);
         let seen = self.seen(id, participant);
         let holds = match reply {
             Reply::Vote(Vote::Yes) => {
@@ -361,6 +386,7 @@ impl Checker {
                     durable,
                     Some(State::Prepared { .. } | State::Committed { .. })
                 ) || matches!(visible, Some(State::Aborted))
+                    || betrayed
             }
             Reply::Committed => {
                 seen.said_committed = true;
@@ -371,7 +397,7 @@ impl Checker {
                 Some(State::Aborted | State::Refused { .. } | State::Tombstone)
             ),
             // Where nobody loses a durable row, nobody answers these.
-            Reply::VoteLost | Reply::OutcomeDiffers => false,
+            Reply::VoteLost | Reply::OutcomeDiffers => betrayed,
         };
         self.require(holds, || {
             format!("{participant} says {reply:?} of {id}: row {visible:?}, durably {durable:?}")
@@ -403,6 +429,7 @@ impl Checker {
         applied: u32,
         work: &BTreeSet<u32>,
     ) {
+        let betrayed = self.is_betrayed(id);
         let decision = self
             .transactions
             .get(&id)
@@ -416,6 +443,7 @@ impl Checker {
             seen.prepared.clone_from(work);
         }
         let told_aborted = seen.told_aborted;
+        let updates = updates && !betrayed || matches!(after, State::Committed { .. }) && updates;
         let moves = match (before, after) {
             (None, State::Prepared { .. } | State::Refused { .. } | State::Tombstone) => true,
             (Some(State::Prepared { .. }), State::Committed { .. } | State::Aborted) => true,
@@ -466,7 +494,8 @@ impl Checker {
     pub(crate) fn alarm(&mut self, id: TransactionId, what: String) {
         // A zombie may see a branch change its mind: the branch asked the successor in between.
         let fenced = self.is_fenced(id);
-        self.require(fenced, || format!("alarm for {id}: {what}"));
+        let excused = fenced || self.is_betrayed(id);
+        self.require(excused, || format!("alarm for {id}: {what}"));
     }
 
     /// Every transaction and its durable decision, where it has one.

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use unanimous_protocol::{
-    coordinator::{Effect, EnlistRefused, Event, Pace, Transaction},
+    coordinator::{Alarm, Effect, EnlistRefused, Event, Pace, Transaction},
     id::{Node, ParticipantName, TransactionId},
     keyring::{Claim, Holder, Keyring},
     life::{Judgement, Life, Shut, Snapshot, Standing as LifeStanding, Writer},
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Undelivered aborts, at most: small, so that the bound is reached (rule 20).
-const ABORTS_MAX: usize = 5;
+const ABORTS_MAX: usize = 3;
 
 /// One transaction in memory.
 #[derive(Debug)]
@@ -366,6 +366,9 @@ impl Coordinator {
                     }
                 }
                 Effect::Alarm(alarm) => {
+                    if matches!(alarm, Alarm::VoteLost(_)) {
+                        s.counters.add("lost votes that raised an alarm");
+                    }
                     if let Some(life) = &mut self.life {
                         life.alarmed(&alarm, 2);
                     }

@@ -13,7 +13,12 @@ pub(crate) struct Disk<K, V> {
     undo: Vec<Vec<(K, Option<V>)>>,
     /// How many local transactions are durable.
     durable: u64,
+    /// The same for the last ones that are durable: for a disk that breaks its promise.
+    history: Vec<Vec<(K, Option<V>)>>,
 }
+
+/// So many durable local transactions can be lost by a disk that lies.
+const HISTORY: usize = 4;
 
 impl<K: Ord + Clone, V: Clone> Disk<K, V> {
     pub(crate) fn new() -> Self {
@@ -21,6 +26,7 @@ impl<K: Ord + Clone, V: Clone> Disk<K, V> {
             cells: BTreeMap::new(),
             undo: Vec::new(),
             durable: 0,
+            history: Vec::new(),
         }
     }
 
@@ -70,12 +76,15 @@ impl<K: Ord + Clone, V: Clone> Disk<K, V> {
         let count = position.saturating_sub(self.durable) as usize;
         let count = count.min(self.undo.len());
         self.durable += count as u64;
-        let mut changed: Vec<K> = self
-            .undo
-            .drain(..count)
+        let forced: Vec<_> = self.undo.drain(..count).collect();
+        let mut changed: Vec<K> = forced
+            .iter()
             .flatten()
-            .map(|(key, _)| key)
+            .map(|(key, _)| key.clone())
             .collect();
+        self.history.extend(forced);
+        let too_old = self.history.len().saturating_sub(HISTORY);
+        self.history.drain(..too_old);
         changed.sort();
         changed.dedup();
         changed
@@ -87,18 +96,38 @@ impl<K: Ord + Clone, V: Clone> Disk<K, V> {
         let kept = rng.between(0, self.undo.len() as u64) as usize;
         let mut lost = Vec::new();
         while self.undo.len() > kept {
-            for (key, before) in self.undo.pop().into_iter().flatten().rev() {
-                match before {
-                    Some(before) => self.cells.insert(key.clone(), before),
-                    None => self.cells.remove(&key),
-                };
-                lost.push(key);
-            }
+            let undo = self.undo.pop();
+            self.take_back(undo, &mut lost);
         }
         lost.sort();
         lost.dedup();
         let durable = self.force(self.position());
         (lost, durable)
+    }
+
+    fn take_back(&mut self, undo: Option<Vec<(K, Option<V>)>>, lost: &mut Vec<K>) {
+        for (key, before) in undo.into_iter().flatten().rev() {
+            match before {
+                Some(before) => self.cells.insert(key.clone(), before),
+                None => self.cells.remove(&key),
+            };
+            lost.push(key);
+        }
+    }
+
+    /// Breaks the promise: loses all that was not forced and some that was, as after a restore from a backup or under
+    /// a disk that lies about its flushes. Returns the cells whose durable value is another one now.
+    pub(crate) fn betray(&mut self, rng: &mut Rng) -> Vec<K> {
+        let mut not_forced = Vec::new();
+        while let Some(undo) = self.undo.pop() {
+            self.take_back(Some(undo), &mut not_forced);
+        }
+        let mut lost = Vec::new();
+        for _ in 0..rng.between(1, HISTORY as u64) {
+            let undo = self.history.pop();
+            self.take_back(undo, &mut lost);
+        }
+        lost
     }
 }
 

@@ -258,6 +258,11 @@ impl Participant {
         });
         let position = disk.commit(accounts.collect());
         disk.force(position);
+        // Nobody restores a backup from before the accounts.
+        for _ in 0..4 {
+            let position = disk.commit(Vec::new());
+            disk.force(position);
+        }
         let mut participant = Self {
             name,
             disk,
@@ -294,8 +299,28 @@ impl Participant {
             s.counters.add("participant crashes that lost writes");
         }
         self.became_durable(durable, s);
-        let delay = s.rng.between(10, 5_000);
+        // Mostly soon; now and then so late that transactions wait for their deadline.
+        let longest = if s.rng.chance(2_500) { 20_000 } else { 5_000 };
+        let delay = s.rng.between(10, longest);
         s.after(delay, Happening::RestartParticipant(self.name.clone()));
+    }
+
+    /// A crash after which the database is an older one: what was promised as durable is gone. Nobody can mend that;
+    /// what is asked is that nobody hides it (rule 6).
+    pub(crate) fn crash_and_lose_durable_rows(&mut self, s: &mut Surroundings) {
+        if self.process.is_none() {
+            return;
+        }
+        s.counters.add("participants that lost durable rows");
+        let lost = self.disk.betray(&mut s.rng);
+        trace!(s, "{}: LOSES DURABLE CELLS {lost:?}", self.name);
+        for cell in &lost {
+            if let Cell::Row(id) = cell {
+                s.checker.betrayed(*id);
+            }
+        }
+        self.became_durable(lost, s);
+        self.crash(s);
     }
 
     /// The connection that held some session's work is gone.

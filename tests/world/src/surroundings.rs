@@ -208,6 +208,8 @@ pub(crate) struct Temper {
     pub(crate) short_deadlines: bool,
     pub(crate) retention: Millis,
     pub(crate) clients: u64,
+    /// A participant may lose durable rows, once.
+    pub(crate) betrays: bool,
     pub(crate) chaos_until: Millis,
 }
 
@@ -234,6 +236,7 @@ impl Temper {
             // write it again.
             retention: rng.between(9_000, longest_retention),
             clients: rng.between(10, 40),
+            betrays: !calm && rng.chance(2_000),
             chaos_until: rng.between(10_000, 60_000),
         }
     }

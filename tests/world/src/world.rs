@@ -377,6 +377,15 @@ impl World {
         let names: Vec<ParticipantName> = self.participants.keys().cloned().collect();
         let life = self.s.rng.pick(&lives).copied();
         let name = self.s.rng.pick(&names).cloned();
+        if self.s.temper.betrays
+            && self.s.rng.chance(2_000)
+            && let Some(name) = &name
+            && let Some(participant) = self.participants.get_mut(name)
+            && participant.is_running()
+        {
+            self.s.temper.betrays = false;
+            participant.crash_and_lose_durable_rows(&mut self.s);
+        }
         match (self.s.rng.below(8), life, name) {
             (0, Some(life), _) => self.crash_coordinator(life),
             (1 | 2, Some(life), _) => {
@@ -460,19 +469,20 @@ impl World {
         }
         let money: u64 = self.participants.values().map(|p| p.money().0).sum();
         let expected = self.participants.len() as u64 * ACCOUNTS * BALANCE;
-        if money != expected {
+        if money != expected && !self.s.checker.anybody_betrayed() {
             return Err(format!("there was {expected} of money, and now {money}"));
         }
         for record in self.log.records() {
             let open = record.decision.verdict == Verdict::Commit
                 && !record.decision.is_finished_at_once()
                 && record.finished_at.is_none();
-            if open {
+            if open && !self.s.checker.is_betrayed(record.header.id) {
                 return Err(format!("AC5: {} is unfinished", record.header.id));
             }
         }
         for coordinator in self.coordinators.values() {
-            let unfinished = coordinator.unfinished();
+            let mut unfinished = coordinator.unfinished();
+            unfinished.retain(|id| !self.s.checker.is_betrayed(*id));
             if !unfinished.is_empty() {
                 return Err(format!("AC5: a coordinator still holds {unfinished:?}"));
             }
@@ -505,7 +515,7 @@ impl World {
                         && decision.branches.get(name) == Some(&Part::Updates)
                 });
                 let applied = participant.applied(id);
-                if applied != u32::from(updates) {
+                if applied != u32::from(updates) && !self.s.checker.is_betrayed(id) {
                     return Err(format!("{name} applied {id} {applied} times: {decision:?}"));
                 }
             }

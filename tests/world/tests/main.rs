@@ -65,6 +65,8 @@ fn all_worlds_keep_the_rules_and_enough_happens_in_them() {
         "losses",
         "lost sessions",
         "participant crashes that lost writes",
+        "participants that lost durable rows",
+        "lost votes that raised an alarm",
         "read-only votes that changed",
         "reads of a record that was not durable",
         "records that the log refuses",
