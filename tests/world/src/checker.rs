@@ -10,6 +10,9 @@
 //! And what our own rules add: nothing is told before it is durable, nothing told is false, an effect is applied
 //! once, a key has one commit.
 //!
+//! A participant that loses a durable row can not be helped: such a transaction may end differently in different
+//! places, but it may not look finished, nothing may be acknowledged that is not so, and somebody must be told.
+//!
 //! One exemption: a commit in which no branch updates anything, without an idempotency key, is unforced. It may be
 //! told "committed", be lost, and be told "aborted": for a transaction without effects both say the same.
 
@@ -443,7 +446,8 @@ impl Checker {
             seen.prepared.clone_from(work);
         }
         let told_aborted = seen.told_aborted;
-        let updates = updates && !betrayed || matches!(after, State::Committed { .. }) && updates;
+        // A lost row can be refused where the log has committed; it can not commit where the log has not.
+        let updates = updates && (!betrayed || matches!(after, State::Committed { .. }));
         let moves = match (before, after) {
             (None, State::Prepared { .. } | State::Refused { .. } | State::Tombstone) => true,
             (Some(State::Prepared { .. }), State::Committed { .. } | State::Aborted) => true,

@@ -5,6 +5,9 @@
 //! in [`coordinator`] and [`participant`] carry out what the machines say, over a decision log ([`log`]) and disks
 //! ([`disk`]) that keep no more than they have promised. [`checker`] watches.
 //!
+//! What no world has yet: a log that goes back or gets a new identity, low-water marks and pruned rows, keys that a
+//! branch holds and waits for, heuristic decisions, and several processes over one participant's database.
+//!
 //! `cargo run -p unanimous-world -- --seed N` prints the event log of one world.
 
 mod checker;

@@ -33,8 +33,6 @@ pub struct Failure {
     pub seed: u64,
     /// What was broken.
     pub what: String,
-    /// What happened, line by line; empty unless it was asked for.
-    pub events: Vec<String>,
 }
 
 struct World {
@@ -70,11 +68,7 @@ fn run_world(seed: u64, trace: bool) -> (Result<Counters, Box<Failure>>, Vec<Str
     let events = world.s.trace.take().unwrap_or_default();
     let result = match ended {
         Ok(()) => Ok(world.s.counters),
-        Err(what) => Err(Box::new(Failure {
-            seed,
-            what,
-            events: events.clone(),
-        })),
+        Err(what) => Err(Box::new(Failure { seed, what })),
     };
     (result, events)
 }
