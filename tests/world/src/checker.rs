@@ -51,6 +51,8 @@ struct Known {
     forgotten: bool,
     /// A participant lost its durable row of it.
     betrayed: bool,
+    /// Its owner, if it still lives, may yet commit it.
+    undecided: bool,
     /// The log can never hold a record of it.
     refused: bool,
     branches: BTreeMap<ParticipantName, Seen>,
@@ -94,7 +96,14 @@ impl Checker {
     pub(crate) fn begun(&mut self, id: TransactionId, key: Option<&IdempotencyKey>) {
         let repeated = self.transactions.contains_key(&id);
         self.require(!repeated, || format!("id {id} was issued twice"));
-        self.transactions.entry(id).or_default().key = key.cloned();
+        let known = self.transactions.entry(id).or_default();
+        known.key = key.cloned();
+        known.undecided = true;
+    }
+
+    /// Whether its owner has still to decide it.
+    pub(crate) fn stands(&mut self, id: TransactionId, undecided: bool) {
+        self.transactions.entry(id).or_default().undecided = undecided;
     }
 
     pub(crate) fn epoch_durable(&mut self, node: Node, epoch: u32) {
@@ -269,7 +278,9 @@ impl Checker {
         participant: &ParticipantName,
         inform: Inform,
     ) {
+        let fenced = self.is_fenced(id);
         let known = self.transactions.entry(id).or_default();
+        let may_still_commit = known.undecided && known.decision.is_none() && !fenced;
         let seen = known.branches.entry(participant.clone()).or_default();
         let updates = known.decision.as_ref().is_some_and(|decision| {
             decision.verdict == Verdict::Commit
@@ -286,6 +297,9 @@ impl Checker {
                 let over = known.forgotten && seen.said_committed || known.betrayed;
                 self.require(!updates || over, || {
                     format!("AC1: {participant} is told that {id} is aborted, but it is committed")
+                });
+                self.require(!may_still_commit, || {
+                    format!("{participant} is told that {id} is aborted, which may still commit")
                 });
             }
         }
@@ -304,6 +318,7 @@ impl Checker {
         // A reading from before the retention ended may be told after it, when the key is free again.
         let key_is_free = known.refused || known.forgotten;
         let refused = known.refused;
+        let may_still_commit = known.undecided && known.decision.is_none() && !fenced;
         let durable = known.decision.as_ref();
         let unforced = known.key.is_none() && durable.is_none_or(is_without_effects);
         match outcome {
@@ -322,8 +337,8 @@ impl Checker {
                 let holds = !committed || unforced;
                 let recorded = durable.is_some();
                 let keyed = known.key.clone();
-                self.require(holds, || {
-                    format!("a client is told that {id} is aborted, but it is committed")
+                self.require(holds && !may_still_commit, || {
+                    format!("a client is told that {id} is aborted, but it is or may be committed")
                 });
                 // Rule 21: with a key an abort is durable before it is told.
                 if let Some(key) = keyed {

@@ -259,6 +259,7 @@ impl Coordinator {
         s.counters.add("recovered transactions");
         let mut effects = Vec::new();
         let machine = Transaction::recover(id, record.decision, &mut effects);
+        s.checker.stands(id, machine.is_undecided());
         // Its key is found in the log.
         self.transactions.insert(
             id,
@@ -288,6 +289,7 @@ impl Coordinator {
         trace!(s, "{:?}: {id} {event:?}", self.number);
         let mut effects = Vec::new();
         live.machine.step(event, &mut effects);
+        s.checker.stands(id, live.machine.is_undecided());
         self.carry_out(id, effects, asker, s)?;
         self.after_step(id, s)
     }

@@ -161,32 +161,37 @@ impl Local<'_> {
             .insert(Cell::Account(account), Value::Account { balance, held });
     }
 
-    /// The service's prepare: checks and reserves.
-    fn prepare(&mut self, operations: &[Operation]) -> Vote {
-        let mut vote = Vote::ReadOnly;
-        for operation in operations {
-            match *operation {
+    /// The service's prepare: checks and reserves. What it found nothing to do for, it drops.
+    fn prepare(&mut self, operations: &mut Vec<Operation>) -> Vote {
+        let mut does = Vec::new();
+        for &operation in operations.iter() {
+            match operation {
                 Operation::Debit { account, amount } => {
                     let (balance, held) = self.account(account);
                     if balance - held < amount {
                         return refused("insufficient funds");
                     }
                     self.set(account, balance, held + amount);
-                    vote = Vote::Yes;
+                    does.push(operation);
                 }
                 Operation::Shuffle { from, amount, .. } => {
                     let (balance, held) = self.account(from);
                     if balance - held >= amount {
                         self.set(from, balance, held + amount);
-                        vote = Vote::Yes;
+                        does.push(operation);
                     }
                 }
-                Operation::Credit { .. } => vote = Vote::Yes,
+                Operation::Credit { .. } => does.push(operation),
                 Operation::Look => {}
                 Operation::Refuse => return refused("as was asked"),
             }
         }
-        vote
+        *operations = does;
+        if operations.is_empty() {
+            Vote::ReadOnly
+        } else {
+            Vote::Yes
+        }
     }
 
     fn commit(&mut self, id: TransactionId, operations: &[Operation]) {
@@ -477,7 +482,7 @@ impl Participant {
                     return Ok(());
                 }
                 Effect::Work => {
-                    let vote = local.prepare(&row.operations);
+                    let vote = local.prepare(&mut row.operations);
                     branch.step(Event::Worked(vote), &mut more);
                 }
                 Effect::Apply => {

@@ -564,6 +564,10 @@ fn plan(names: &[ParticipantName], index: usize, s: &mut Surroundings) -> Plan {
         10 => Vec::new(),
         _ => vec![(0, shuffle), (1, Operation::Look)],
     };
+    if !work.is_empty() && rng.chance(3_000) {
+        // A second piece for the same participant: in interactive use a part of its work can be lost.
+        work.push((0, shuffle));
+    }
     if let Some(last) = shuffled.len().checked_sub(1)
         && last > 1
         && rng.chance(4_000)
