@@ -36,8 +36,8 @@ fn print(text: &str) {
 
 #[test]
 fn all_worlds_keep_the_rules_and_enough_happens_in_them() {
-    let counters = hold(0..2_000);
-    print(&format!("seeds 0 to 1999: {counters}"));
+    let counters = hold(0..4_000);
+    print(&format!("seeds 0 to 3999: {counters}"));
     for happened in [
         "aborts",
         "aborts dropped at the bound",
