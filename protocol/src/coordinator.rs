@@ -392,11 +392,13 @@ impl Transaction {
             if decision.verdict == Verdict::Commit)
     }
 
-    /// Whether aborts are still being delivered, which may be dropped at a bound.
+    /// Whether aborts are still being delivered, which may be dropped at a bound. A keyed one whose record is not
+    /// durable yet may stay `Completing` with nothing left to drop.
     #[must_use]
     pub fn is_delivering_aborts(&self) -> bool {
-        matches!(&self.state, State::Completing { decision, .. }
-            if decision.verdict != Verdict::Commit)
+        let aborts = matches!(&self.state, State::Completing { decision, .. }
+            if decision.verdict != Verdict::Commit);
+        aborts && self.branches.values().any(|branch| branch.unacked)
     }
 
     /// The decision that clients may be told, once there is one.
@@ -1058,5 +1060,35 @@ fn refusal_reason(participant: ParticipantName, refusal: Refusal) -> AbortReason
         participant: Some(participant),
         detail: Some(bounded_reason(&refusal.reason)),
         ..AbortReason::new(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropped_aborts_are_not_delivered_any_more_also_while_the_record_is_on_its_way() {
+        let id = "00000001-0001-8000-8000-100000000001".parse().unwrap();
+        let mut effects = Vec::new();
+        let mut keyed = Transaction::begin(id, true, &mut effects);
+        for event in [
+            Event::Enlist {
+                participant: "east".parse().unwrap(),
+                operations: Operations::none(),
+                session: None,
+            },
+            Event::CommitRequested,
+            Event::DeadlinePassed,
+        ] {
+            keyed.step(event, &mut effects);
+        }
+        assert!(keyed.is_delivering_aborts());
+        keyed.step(Event::AbortsDropped, &mut effects);
+        assert!(
+            !keyed.is_delivering_aborts(),
+            "or a shell would drop them for ever"
+        );
+        assert_eq!(keyed.told(), None, "its record is not durable");
     }
 }

@@ -1,1 +1,24 @@
-//! Under construction.
+//! The real protocol machines over a simulated clock, network and disks.
+//!
+//! One seed fixes everything: who asks what and when, what is lost, repeated, delayed and reordered, who crashes and
+//! between which two effects, what a disk loses with them. There is no second model of the protocol here; the shells
+//! in [`coordinator`] and [`participant`] carry out what the machines say, over a decision log ([`log`]) and disks
+//! ([`disk`]) that keep no more than they have promised. [`checker`] watches.
+//!
+//! What no world has yet: a log that goes back or gets a new identity, low-water marks and pruned rows, keys that a
+//! branch holds and waits for, heuristic decisions, and several processes over one participant's database.
+//!
+//! `cargo run -p unanimous-world -- --seed N` prints the event log of one world.
+
+mod checker;
+mod client;
+mod coordinator;
+mod disk;
+mod log;
+mod participant;
+mod rng;
+mod surroundings;
+mod world;
+
+pub use surroundings::Counters;
+pub use world::{Failure, replay, run};

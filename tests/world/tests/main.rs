@@ -1,1 +1,108 @@
-//! Under construction.
+//! Worlds with fixed seeds, and whether enough happens in them.
+
+use unanimous_world::{Counters, replay, run};
+
+/// Lines of the event log that a failure shows; `SIM_SEED=n` shows all of one seed's.
+const LINES_SHOWN: usize = 200;
+
+fn hold(seeds: impl Iterator<Item = u64>) -> Counters {
+    let mut counters = Counters::default();
+    for seed in seeds {
+        match run(seed) {
+            Ok(more) => counters.merge(&more),
+            Err(failure) => {
+                let (_, events) = replay(seed);
+                let from = events.len().saturating_sub(LINES_SHOWN);
+                panic!(
+                    "seed {seed}: {}\n{}\nseed {seed}: {}\nall of it: SIM_SEED={seed} cargo nextest run -p \
+                     unanimous-world one_world, or make sim SEED={seed}",
+                    failure.what,
+                    events[from..].join("\n"),
+                    failure.what
+                );
+            }
+        }
+    }
+    counters
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "nextest shows it with a failure, and with --nocapture"
+)]
+fn print(text: &str) {
+    println!("{text}");
+}
+
+#[test]
+fn all_worlds_keep_the_rules_and_enough_happens_in_them() {
+    let counters = hold(0..4_000);
+    print(&format!("seeds 0 to 3999: {counters}"));
+    for happened in [
+        "aborts",
+        "aborts dropped at the bound",
+        "aborts that race a commit",
+        "calm worlds",
+        "clients that ask again",
+        "clients that die",
+        "commits",
+        "coordinator crashes",
+        "crashes between two effects",
+        "deadlines",
+        "duplicates",
+        "enlists with another session",
+        "fenced writes",
+        "forgotten records",
+        "group writes",
+        "informs",
+        "interactive pieces of work",
+        "keys lost to another",
+        "lives ended by a fenced write",
+        "log crashes that lost writes",
+        "losses",
+        "lost sessions",
+        "participant crashes that lost writes",
+        "participants that lost durable rows",
+        "lost votes that raised an alarm",
+        "read-only votes that changed",
+        "reads of a record that was not durable",
+        "records that the log refuses",
+        "recovered transactions",
+        "repeated decides that were there",
+        "repeats found in memory",
+        "repeats found in the log",
+        "requests that wait for a key's look-up",
+        "reused keys",
+        "session deadlines",
+        "unclear writes",
+        "zombies",
+    ] {
+        assert!(counters.get(happened) > 0, "no {happened}: {counters}");
+    }
+    let (commits, all) = (counters.get("commits"), counters.get("transactions"));
+    assert!(
+        commits * 3 > all,
+        "only {commits} of {all} transactions commit"
+    );
+}
+
+#[test]
+fn a_seed_fixes_everything() {
+    for seed in [3, 7, 12_157] {
+        assert_eq!(replay(seed).1, replay(seed).1);
+    }
+}
+
+/// Replays one world with its whole event log: `SIM_SEED=n`.
+#[test]
+fn one_world() {
+    let Ok(seed) = std::env::var("SIM_SEED") else {
+        return;
+    };
+    let seed = seed.parse().expect("SIM_SEED is a number");
+    let (result, events) = replay(seed);
+    print(&events.join("\n"));
+    if let Err(failure) = result {
+        panic!("seed {seed}: {}", failure.what);
+    }
+}

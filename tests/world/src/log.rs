@@ -1,0 +1,529 @@
+//! The decision log as its contract describes it: epochs, a conditional decide, unique keys, unforced appends, and
+//! every way in which a write can end unclearly. It is a server of its own: coordinators die without it, and it
+//! without them.
+
+use std::sync::Arc;
+
+use unanimous_protocol::{
+    id::{Epoch, LogIdentity, Node, TransactionId},
+    life::{Head, Shut, Snapshot, Writer},
+    record::{Header, IdempotencyKey, Record, Standing, Verdict, WallMillis},
+};
+
+use crate::{
+    disk::Disk,
+    surroundings::{Happening, LifeNumber, Millis, Surroundings, trace},
+};
+
+/// No write stays unclear for longer, in milliseconds.
+const UNCLEAR_AT_MOST: i64 = 45_000;
+
+pub(crate) const IDENTITY: LogIdentity = LogIdentity(0x0015_2f0d);
+
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    OpenEpoch,
+    /// Decisions, and what rides with them. `forced` is false for what ended without a forced write.
+    Write(Write),
+    Outcome(TransactionId),
+    ByKey(IdempotencyKey),
+    Head,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Write {
+    pub(crate) writer: Option<Writer>,
+    pub(crate) proposals: Vec<Record>,
+    pub(crate) appends: Vec<Record>,
+    pub(crate) finishes: Vec<TransactionId>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    Opened {
+        writer: Writer,
+        unfinished: Vec<Record>,
+    },
+    Written {
+        standings: Vec<(TransactionId, Standing)>,
+        decisions: u64,
+    },
+    Shut(Shut),
+    Found {
+        snapshot: Snapshot,
+        record: Option<Record>,
+    },
+    Key(Option<Record>),
+    Head(Head),
+    /// Nothing is known of what was asked.
+    Unavailable,
+}
+
+/// What goes wrong with one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It never arrives.
+    Lost,
+    /// It is carried out, and the answer is lost.
+    AnswerLost,
+    /// It is carried out and visible, its wait for durability was cut off, and the answer is lost: a cancelled wait
+    /// for a synchronous standby.
+    VisibleOnly,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Cell {
+    Head(Node),
+    Record(TransactionId),
+    Key(IdempotencyKey),
+    Forgotten(Node),
+}
+
+#[derive(Clone, Debug)]
+enum Value {
+    Head { epoch: u32, decisions: u64 },
+    Record(Record),
+    Holder(TransactionId),
+    Mark(TransactionId),
+}
+
+/// An unforced write that waits to become durable before its writer is told.
+#[derive(Debug)]
+struct Waiting {
+    position: u64,
+    life: LifeNumber,
+    number: u64,
+    answer: Answer,
+}
+
+#[derive(Debug)]
+pub(crate) struct Log {
+    disk: Disk<Cell, Value>,
+    incarnation: u64,
+    down_until: Millis,
+    waiting: Vec<Waiting>,
+}
+
+type Writes = Vec<(Cell, Option<Value>)>;
+
+impl Log {
+    pub(crate) fn new() -> Self {
+        Self {
+            disk: Disk::new(),
+            incarnation: 0,
+            down_until: 0,
+            waiting: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_down(&self, s: &Surroundings) -> bool {
+        s.now < self.down_until
+    }
+
+    pub(crate) fn outage(&mut self, duration: Millis, s: &mut Surroundings) {
+        s.counters.add("log outages");
+        trace!(s, "log: unavailable for {duration} ms");
+        self.down_until = s.now + duration;
+    }
+
+    pub(crate) fn heal(&mut self) {
+        self.down_until = 0;
+    }
+
+    pub(crate) fn crash(&mut self, s: &mut Surroundings) {
+        s.counters.add("log crashes");
+        self.incarnation += 1;
+        let (lost, durable) = self.disk.crash(&mut s.rng);
+        trace!(s, "log: crashed, lost {} cells", lost.len());
+        if !lost.is_empty() {
+            s.counters.add("log crashes that lost writes");
+        }
+        self.became_durable(durable, s);
+        for waiting in std::mem::take(&mut self.waiting) {
+            answer(
+                waiting.life,
+                waiting.number,
+                Answer::Unavailable,
+                Some(50),
+                s,
+            );
+        }
+        let duration = s.rng.between(10, 3_000);
+        self.down_until = s.now + duration;
+    }
+
+    pub(crate) fn asked(
+        &mut self,
+        life: LifeNumber,
+        node: Node,
+        number: u64,
+        request: &Request,
+        fault: Option<Fault>,
+        s: &mut Surroundings,
+    ) {
+        if self.is_down(s) {
+            return answer(life, number, Answer::Unavailable, None, s);
+        }
+        let reply = match request {
+            Request::OpenEpoch => self.open_epoch(node, s),
+            Request::Write(write) => {
+                let (reply, position) = self.write(node, write, fault, s);
+                if !self.disk.is_durable(position)
+                    && fault.is_none()
+                    && !matches!(reply, Answer::Shut(_))
+                {
+                    self.waiting.push(Waiting {
+                        position,
+                        life,
+                        number,
+                        answer: reply,
+                    });
+                    return;
+                }
+                reply
+            }
+            Request::Outcome(id) => self.outcome(*id, s),
+            Request::ByKey(key) => {
+                let found = self.by_key(key);
+                if let Some(record) = &found {
+                    self.confirm(record.header.id, s);
+                }
+                Answer::Key(found)
+            }
+            Request::Head => Answer::Head(self.head(node)),
+        };
+        if fault.is_none() {
+            answer(life, number, reply, None, s);
+        }
+    }
+
+    fn head_of(&self, node: Node) -> (u32, u64) {
+        match self.disk.get(&Cell::Head(node)) {
+            Some(Value::Head { epoch, decisions }) => (*epoch, *decisions),
+            Some(Value::Record(_) | Value::Holder(_) | Value::Mark(_)) | None => (0, 0),
+        }
+    }
+
+    pub(crate) fn record(&self, id: TransactionId) -> Option<&Record> {
+        match self.disk.get(&Cell::Record(id)) {
+            Some(Value::Record(record)) => Some(record),
+            Some(Value::Head { .. } | Value::Holder(_) | Value::Mark(_)) | None => None,
+        }
+    }
+
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.disk.cells().filter_map(|(_, value)| match value {
+            Value::Record(record) => Some(record),
+            Value::Head { .. } | Value::Holder(_) | Value::Mark(_) => None,
+        })
+    }
+
+    fn head(&self, node: Node) -> Head {
+        let (epoch, decisions) = self.head_of(node);
+        Head {
+            identity: IDENTITY,
+            former: Vec::new(),
+            epoch: (epoch > 0).then(|| Epoch::new(epoch)).flatten(),
+            decisions,
+        }
+    }
+
+    fn force(&mut self, position: u64, s: &mut Surroundings) {
+        let changed = self.disk.force(position);
+        self.became_durable(changed, s);
+        let (durable, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| self.disk.is_durable(waiting.position));
+        self.waiting = waiting;
+        let durable: Vec<Waiting> = durable;
+        for waiting in durable {
+            answer(waiting.life, waiting.number, waiting.answer, None, s);
+        }
+    }
+
+    fn became_durable(&mut self, changed: Vec<Cell>, s: &mut Surroundings) {
+        for cell in changed {
+            match self.disk.durable(&cell) {
+                Some(Value::Record(record)) => {
+                    let record = record.clone();
+                    s.checker.log_durable(&record);
+                }
+                Some(Value::Head { epoch, .. }) => {
+                    if let Cell::Head(node) = cell {
+                        s.checker.epoch_durable(node, *epoch);
+                    }
+                }
+                Some(Value::Holder(_) | Value::Mark(_)) | None => {}
+            }
+        }
+    }
+
+    fn open_epoch(&mut self, node: Node, s: &mut Surroundings) -> Answer {
+        let (epoch, decisions) = self.head_of(node);
+        let epoch = epoch + 1;
+        let position = self.disk.commit(vec![(
+            Cell::Head(node),
+            Some(Value::Head { epoch, decisions }),
+        )]);
+        self.force(position, s);
+        let unfinished = self
+            .records()
+            .filter(|record| {
+                record.header.id.node() == node
+                    && record.finished_at.is_none()
+                    && record.decision.verdict == Verdict::Commit
+            })
+            .cloned()
+            .collect();
+        Answer::Opened {
+            writer: Writer {
+                node,
+                epoch: Epoch::new(epoch).unwrap_or(Epoch::MAX),
+                identity: IDENTITY,
+                decisions_at_least: decisions,
+            },
+            unfinished,
+        }
+    }
+
+    fn write(
+        &mut self,
+        node: Node,
+        write: &Write,
+        fault: Option<Fault>,
+        s: &mut Surroundings,
+    ) -> (Answer, u64) {
+        let (epoch, decisions) = self.head_of(node);
+        let checked = write.writer.map(|writer| self.head(node).check(&writer));
+        if let Some(Err(shut)) = checked {
+            trace!(s, "log: a write is refused: {shut:?}");
+            s.counters.add("fenced writes");
+            return (Answer::Shut(shut), 0);
+        }
+        let forced = !write.proposals.is_empty();
+        if write.proposals.len() > 1 {
+            s.counters.add("group writes");
+        }
+        let mut writes: Writes = Vec::new();
+        let decisions = decisions + u64::from(forced);
+        if forced {
+            writes.push((Cell::Head(node), Some(Value::Head { epoch, decisions })));
+        }
+        let mut standings = Vec::new();
+        for proposal in &write.proposals {
+            let standing = self.propose(proposal, &mut writes, s);
+            standings.push((proposal.header.id, standing));
+        }
+        for append in &write.appends {
+            if self.record(append.header.id).is_none() {
+                // It carries no key: its outcome is told without waiting for it.
+                let header = Header {
+                    key: None,
+                    ..(*append.header).clone()
+                };
+                let record = Record {
+                    header: Arc::new(header),
+                    ..append.clone()
+                };
+                writes.push((Cell::Record(append.header.id), Some(Value::Record(record))));
+            }
+        }
+        for id in &write.finishes {
+            if let Some(record) = self.record(*id) {
+                s.checker.finished(*id);
+                let mut record = record.clone();
+                record.finished_at = Some(WallMillis(s.now as i64));
+                writes.push((Cell::Record(*id), Some(Value::Record(record))));
+            }
+        }
+        let position = self.disk.commit(writes);
+        if forced && fault != Some(Fault::VisibleOnly) {
+            // Also where all was there before: what is visible becomes durable by this write's own force.
+            self.force(position, s);
+        } else {
+            let incarnation = self.incarnation;
+            let delay = s.rng.between(100, 1_500);
+            s.after(
+                delay,
+                Happening::LogFlush {
+                    incarnation,
+                    position,
+                },
+            );
+        }
+        trace!(
+            s,
+            "log: wrote {:?}{}{}",
+            standings,
+            if write.appends.is_empty() {
+                ""
+            } else {
+                " and appends"
+            },
+            match fault {
+                Some(fault) => format!(" ({fault:?})"),
+                None => String::new(),
+            }
+        );
+        let answer = Answer::Written {
+            standings,
+            decisions,
+        };
+        (answer, position)
+    }
+
+    fn propose(&self, proposal: &Record, writes: &mut Writes, s: &mut Surroundings) -> Standing {
+        let id = proposal.header.id;
+        if let Some(earlier) = self.record(id) {
+            return if earlier.decision == proposal.decision {
+                s.counters.add("repeated decides that were there");
+                Standing::Proposed
+            } else {
+                Standing::Earlier(earlier.decision.clone())
+            };
+        }
+        if id.sequence().number() % 64 == 13 && !s.temper.calm {
+            // Something about this record that the store never takes; its neighbours are not concerned.
+            s.counters.add("records that the log refuses");
+            s.checker.record_refused(id);
+            return Standing::Refused("a value that can not be stored".to_owned());
+        }
+        if let Some(claim) = &proposal.header.key {
+            let cell = Cell::Key(claim.key.clone());
+            let in_this_write = writes.iter().find(|(written, _)| *written == cell);
+            let holder = match in_this_write {
+                Some((_, value)) => value.as_ref(),
+                None => self.disk.get(&cell),
+            };
+            if let Some(Value::Holder(holder)) = holder
+                && *holder != id
+            {
+                s.counters.add("keys lost to another");
+                if in_this_write.is_some() {
+                    s.counters.add("keys lost within one write");
+                }
+                return Standing::KeyHeldBy(*holder);
+            }
+            writes.push((cell, Some(Value::Holder(id))));
+        }
+        let record = Some(Value::Record(proposal.clone()));
+        writes.push((Cell::Record(id), record));
+        Standing::Proposed
+    }
+
+    /// What is told from a record must be durable (rule 2), and a record of another life may only be visible: its
+    /// owner has not had a clear answer yet. So whoever reads one in order to tell it forces first.
+    fn confirm(&mut self, id: TransactionId, s: &mut Surroundings) {
+        let durable = self.disk.durable(&Cell::Record(id)).is_some();
+        if !durable && self.record(id).is_some() {
+            s.counters.add("reads of a record that was not durable");
+            let position = self.disk.position();
+            self.force(position, s);
+        }
+    }
+
+    fn outcome(&mut self, id: TransactionId, s: &mut Surroundings) -> Answer {
+        self.confirm(id, s);
+        let record = self.record(id);
+        let mark = match self.disk.get(&Cell::Forgotten(id.node())) {
+            Some(Value::Mark(mark)) => Some(*mark),
+            Some(Value::Head { .. } | Value::Record(_) | Value::Holder(_)) | None => None,
+        };
+        Answer::Found {
+            snapshot: Snapshot {
+                recorded: record.is_some(),
+                epoch: self.head(id.node()).epoch,
+                identity: IDENTITY,
+                former: Vec::new(),
+                forgotten_through: mark,
+            },
+            record: record.cloned(),
+        }
+    }
+
+    fn by_key(&self, key: &IdempotencyKey) -> Option<Record> {
+        match self.disk.get(&Cell::Key(key.clone())) {
+            Some(Value::Holder(id)) => self.record(*id).cloned(),
+            Some(Value::Head { .. } | Value::Record(_) | Value::Mark(_)) | None => None,
+        }
+    }
+
+    pub(crate) fn flush(&mut self, incarnation: u64, position: u64, s: &mut Surroundings) {
+        if incarnation == self.incarnation && !self.is_down(s) {
+            self.force(position, s);
+        } else if incarnation == self.incarnation {
+            let delay = s.rng.between(100, 1_500);
+            s.after(
+                delay,
+                Happening::LogFlush {
+                    incarnation,
+                    position,
+                },
+            );
+        }
+    }
+
+    /// What finished long enough ago goes, and the marks move with it in one transaction (rule 14).
+    pub(crate) fn forget(&mut self, s: &mut Surroundings) {
+        let now = s.now as i64;
+        let retention = s.temper.retention as i64;
+        let mut writes: Writes = Vec::new();
+        let due: Vec<Record> = self
+            .records()
+            .filter(|record| {
+                // A keyed one that is finished at once may be forgotten before its owner has had a clear answer, and
+                // then its key may go to another: a retention has to be longer than that takes.
+                let (at, retention) = match record.decision.is_finished_at_once() {
+                    true => (Some(record.decided_at), retention.max(UNCLEAR_AT_MOST)),
+                    false => (record.finished_at, retention),
+                };
+                at.is_some_and(|at| at.0 <= now - retention)
+            })
+            .cloned()
+            .collect();
+        if !due.is_empty() {
+            // The deletion forces; so what it deletes was durable a moment before, and the checker sees it.
+            self.force(self.disk.position(), s);
+        }
+        for record in due {
+            let id = record.header.id;
+            s.counters.add("forgotten records");
+            if let Some(claim) = &record.header.key {
+                writes.push((Cell::Key(claim.key.clone()), None));
+            }
+            writes.push((Cell::Record(id), None));
+            let cell = Cell::Forgotten(id.node());
+            let further = match self.disk.get(&cell) {
+                Some(Value::Mark(mark)) => *mark < id,
+                Some(Value::Head { .. } | Value::Record(_) | Value::Holder(_)) | None => true,
+            };
+            if further {
+                writes.push((cell, Some(Value::Mark(id))));
+            }
+            s.checker.forgotten(id);
+        }
+        if !writes.is_empty() {
+            let position = self.disk.commit(writes);
+            self.force(position, s);
+        }
+    }
+}
+
+/// The answer arrives at its life; a fault of the request had it told "unavailable" already.
+fn answer(
+    life: LifeNumber,
+    number: u64,
+    answer: Answer,
+    delay: Option<Millis>,
+    s: &mut Surroundings,
+) {
+    let delay = delay.unwrap_or_else(|| s.latency());
+    s.after(
+        delay,
+        Happening::LogAnswered {
+            life,
+            number,
+            answer,
+        },
+    );
+}

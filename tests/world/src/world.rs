@@ -1,0 +1,633 @@
+//! The world: nodes, and the one queue of everything that will happen, which is the clock.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use unanimous_protocol::{
+    branch::State,
+    id::{Node, ParticipantName},
+    operations::{BodyDigest, Operations},
+    record::{AbortCode, IdempotencyKey, Part, Verdict},
+};
+
+use crate::{
+    client::{Client, End, Plan},
+    coordinator::Coordinator,
+    log::Log,
+    participant::{ACCOUNTS, BALANCE, Operation, Participant},
+    rng::Rng,
+    surroundings::{
+        Counters, Crashed, Happening, LifeNumber, Millis, Surroundings, Temper, Who, trace,
+    },
+};
+
+/// How long a healed world may take to end everything: longer than the latest duplicate travels.
+const HEALING: Millis = 240_000;
+
+/// A rule that a world has seen broken.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Replays it.
+    pub seed: u64,
+    /// What was broken.
+    pub what: String,
+}
+
+struct World {
+    s: Surroundings,
+    log: Log,
+    coordinators: BTreeMap<LifeNumber, Coordinator>,
+    lives: u32,
+    nodes: Vec<Node>,
+    participants: BTreeMap<ParticipantName, Participant>,
+    clients: Vec<Client>,
+}
+
+/// Runs the world of a seed, without an event log; one world in eight is calm.
+///
+/// # Errors
+/// The first rule that was broken.
+pub fn run(seed: u64) -> Result<Counters, Box<Failure>> {
+    run_world(seed, false).0
+}
+
+/// Runs the world of a seed with its full event log.
+pub fn replay(seed: u64) -> (Result<Counters, Box<Failure>>, Vec<String>) {
+    run_world(seed, true)
+}
+
+fn run_world(seed: u64, trace: bool) -> (Result<Counters, Box<Failure>>, Vec<String>) {
+    let mut rng = Rng::new(seed);
+    let temper = Temper::of(&mut rng, seed % 8 == 7);
+    let mut world = World::new(rng, temper, trace);
+    // A machine's assert is a finding as well, and has a seed. (A release build aborts.)
+    let ended = catch_unwind(AssertUnwindSafe(|| world.run()))
+        .unwrap_or_else(|_| Err("something panicked, see above".to_owned()));
+    let events = world.s.trace.take().unwrap_or_default();
+    let result = match ended {
+        Ok(()) => Ok(world.s.counters),
+        Err(what) => Err(Box::new(Failure { seed, what })),
+    };
+    (result, events)
+}
+
+impl World {
+    fn new(rng: Rng, temper: Temper, trace: bool) -> Self {
+        let mut s = Surroundings::new(rng, temper, trace);
+        s.counters.add("worlds");
+        trace!(s, "{:?}", s.temper.clone());
+        let mut names: Vec<ParticipantName> = ["east", "west", "north"]
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        names.truncate(s.rng.between(2, 3) as usize);
+        let participants = names
+            .iter()
+            .map(|name| (name.clone(), Participant::new(name.clone(), &mut s)))
+            .collect();
+        let nodes: Vec<Node> = (1..=s.rng.between(1, 2) as u16).map(Node).collect();
+        let mut world = Self {
+            s,
+            log: Log::new(),
+            coordinators: BTreeMap::new(),
+            lives: 0,
+            nodes,
+            participants,
+            clients: Vec::new(),
+        };
+        for node in world.nodes.clone() {
+            world.start_coordinator(node);
+        }
+        world.plan_clients(&names);
+        let until = world.s.temper.chaos_until;
+        if !world.s.temper.calm {
+            world.s.after(1_000, Happening::Fault);
+        }
+        world.s.after(until, Happening::Heal);
+        world.s.after(1_000, Happening::LogForgets);
+        world
+    }
+
+    fn plan_clients(&mut self, names: &[ParticipantName]) {
+        let s = &mut self.s;
+        let mut last_keyed: Option<(Plan, Millis)> = None;
+        for index in 0..s.temper.clients as usize {
+            let mut start = s.rng.between(100, s.temper.chaos_until);
+            let mut plan = plan(names, index, s);
+            if plan.key.is_some() {
+                match last_keyed.take() {
+                    // Two clients with one key, at the same time or long after one another.
+                    Some((twin, at)) if s.rng.chance(6_000) => {
+                        plan = twin;
+                        if s.rng.chance(1_000) {
+                            plan.request = BodyDigest([0xff; 32]);
+                        }
+                        start = at + s.rng.pick(&[0, 5, 50, 3_000, 20_000]).copied().unwrap_or(0);
+                    }
+                    _ => last_keyed = Some((plan.clone(), start)),
+                }
+            }
+            self.clients.push(Client::new(index, plan));
+            s.after(
+                start,
+                Happening::ClientActs {
+                    client: index,
+                    question: 0,
+                },
+            );
+        }
+    }
+
+    fn start_coordinator(&mut self, node: Node) {
+        self.lives += 1;
+        let number = LifeNumber(self.lives);
+        let coordinator = Coordinator::start(number, node, &mut self.s);
+        self.coordinators.insert(number, coordinator);
+        self.s.listening.push((node, number));
+    }
+
+    fn end_coordinator(&mut self, number: LifeNumber) {
+        let Some(coordinator) = self.coordinators.remove(&number) else {
+            return;
+        };
+        self.s.listening.retain(|(_, life)| *life != number);
+        let delay = self.s.rng.between(10, 5_000);
+        self.s
+            .after(delay, Happening::RestartCoordinator(coordinator.node()));
+    }
+
+    fn crash_coordinator(&mut self, number: LifeNumber) {
+        self.s.counters.add("coordinator crashes");
+        trace!(self.s, "{number:?}: crashes");
+        self.end_coordinator(number);
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        let end = self.s.temper.chaos_until + HEALING;
+        let mut events = 0u64;
+        while self.s.next_at().is_some_and(|at| at <= end) {
+            let Some(happening) = self.s.next() else {
+                break;
+            };
+            events += 1;
+            self.happens(happening);
+            if let Some(what) = self.s.checker.violation() {
+                return Err(what.to_owned());
+            }
+            if events > 2_000_000 {
+                return Err("the world does not come to rest".to_owned());
+            }
+        }
+        self.s.counters.raise("events", events);
+        self.all_has_ended()
+    }
+
+    /// Gives something to a coordinator's process, where it still runs.
+    fn at_life(
+        &mut self,
+        number: LifeNumber,
+        happening: &Happening,
+        act: impl FnOnce(&mut Coordinator, &mut Surroundings) -> Result<(), Crashed>,
+    ) {
+        let Some(coordinator) = self.coordinators.get_mut(&number) else {
+            return;
+        };
+        if coordinator.frozen_until > self.s.now {
+            let delay = coordinator.frozen_until - self.s.now;
+            return self.s.after(delay, happening.clone());
+        }
+        match act(coordinator, &mut self.s) {
+            Err(Crashed) => self.crash_coordinator(number),
+            Ok(()) if coordinator.has_ended() => self.end_coordinator(number),
+            Ok(()) => {}
+        }
+    }
+
+    fn at_participant(
+        &mut self,
+        name: &ParticipantName,
+        act: impl FnOnce(&mut Participant, &mut Surroundings) -> Result<(), Crashed>,
+    ) {
+        let Some(participant) = self.participants.get_mut(name) else {
+            return;
+        };
+        if let Err(Crashed) = act(participant, &mut self.s) {
+            participant.crash(&mut self.s);
+        }
+    }
+
+    fn happens(&mut self, happening: Happening) {
+        match happening.clone() {
+            Happening::CallArrives(call) => {
+                let name = call.participant.clone();
+                self.at_participant(&name, |p, s| p.called(call, s));
+            }
+            Happening::CallEnds {
+                life,
+                number,
+                delivery,
+            } => self.at_life(life, &happening, |c, s| c.call_ended(number, delivery, s)),
+            Happening::CallLater {
+                life,
+                id,
+                participant,
+                request,
+            } => self.at_life(life, &happening, |c, s| {
+                c.call_later(id, participant, request, s);
+                Ok(())
+            }),
+            Happening::Asked {
+                life,
+                asker,
+                question,
+            } => self.at_life(life, &happening, |c, s| c.asked(asker, question, s)),
+            Happening::Answered { asker, said } => match asker.who {
+                Who::Client(client) => {
+                    if let Some(client) = self.clients.get_mut(client) {
+                        client.answered(asker.question, &said, &mut self.s);
+                    }
+                }
+                Who::Participant(name) => {
+                    if let crate::surroundings::Said::Inform(id, participant, inform) = said
+                        && participant == name
+                    {
+                        self.at_participant(&name, |p, s| p.informed(id, inform, s));
+                    }
+                }
+                Who::Enlisting(name, id, session) => self.at_participant(&name, |p, s| {
+                    p.enlisted(id, &session, &said, s);
+                    Ok(())
+                }),
+            },
+            Happening::LogAsked {
+                life,
+                node,
+                number,
+                request,
+                fault,
+            } => self
+                .log
+                .asked(life, node, number, &request, fault, &mut self.s),
+            Happening::LogAnswered {
+                life,
+                number,
+                answer,
+            } => self.at_life(life, &happening, |c, s| c.log_answered(number, answer, s)),
+            Happening::LogFlush {
+                incarnation,
+                position,
+            } => self.log.flush(incarnation, position, &mut self.s),
+            Happening::LogForgets => {
+                if !self.log.is_down(&self.s) {
+                    self.log.forget(&mut self.s);
+                }
+                self.s.after(1_000, Happening::LogForgets);
+            }
+            Happening::Deadline { life, id } => {
+                self.at_life(life, &happening, |c, s| c.deadline(id, s));
+            }
+            Happening::LonelyAppend(life) => self.at_life(life, &happening, |c, s| {
+                c.lonely_append(s);
+                Ok(())
+            }),
+            Happening::WriteAgain(life) => self.at_life(life, &happening, |c, s| {
+                c.write(s);
+                Ok(())
+            }),
+            Happening::Poll(life) => self.at_life(life, &happening, |c, s| {
+                c.poll(s);
+                Ok(())
+            }),
+            Happening::OpenAgain(life) => self.at_life(life, &happening, |c, s| {
+                c.open_again(s);
+                Ok(())
+            }),
+            Happening::Flush {
+                participant,
+                incarnation,
+                position,
+            } => self.at_participant(&participant, |p, s| p.flush(incarnation, position, s)),
+            Happening::WorkArrives(work) => {
+                let name = work.participant.clone();
+                self.at_participant(&name, |p, s| p.work(work, s));
+            }
+            Happening::WorkDone { asker, done } => {
+                if let Who::Client(client) = asker.who
+                    && let Some(client) = self.clients.get_mut(client)
+                {
+                    client.work_done(asker.question, done, &mut self.s);
+                }
+            }
+            Happening::EnlistSilence {
+                participant,
+                incarnation,
+                id,
+            } => self.at_participant(&participant, |p, s| {
+                p.enlist_silence(incarnation, id, s);
+                Ok(())
+            }),
+            Happening::SessionDeadline {
+                participant,
+                incarnation,
+                id,
+                session,
+            } => self.at_participant(&participant, |p, s| {
+                p.session_deadline(incarnation, id, &session, s)
+            }),
+            Happening::InquiryTick {
+                participant,
+                incarnation,
+            } => self.at_participant(&participant, |p, s| {
+                p.inquire(incarnation, s);
+                Ok(())
+            }),
+            Happening::ClientActs { client, question } => {
+                if let Some(client) = self.clients.get_mut(client) {
+                    client.acts(question, &mut self.s);
+                }
+            }
+            Happening::RestartCoordinator(node) => {
+                if !self.s.listening.iter().any(|(of, _)| *of == node) {
+                    self.start_coordinator(node);
+                }
+            }
+            Happening::RestartParticipant(name) => {
+                if let Some(participant) = self.participants.get_mut(&name) {
+                    participant.start(&mut self.s);
+                }
+            }
+            Happening::Fault => self.fault(),
+            Happening::Heal => self.heal(),
+        }
+    }
+
+    fn fault(&mut self) {
+        if !self.s.chaos {
+            return;
+        }
+        let lives: Vec<LifeNumber> = self.coordinators.keys().copied().collect();
+        let names: Vec<ParticipantName> = self.participants.keys().cloned().collect();
+        let life = self.s.rng.pick(&lives).copied();
+        let name = self.s.rng.pick(&names).cloned();
+        if self.s.temper.betrays
+            && self.s.rng.chance(2_000)
+            && let Some(name) = &name
+            && let Some(participant) = self.participants.get_mut(name)
+            && participant.is_running()
+        {
+            self.s.temper.betrays = false;
+            participant.crash_and_lose_durable_rows(&mut self.s);
+        }
+        match (self.s.rng.below(8), life, name) {
+            (0, Some(life), _) => self.crash_coordinator(life),
+            (1 | 2, Some(life), _) => {
+                // A successor starts beside it: it is a zombie until it notices. Often it is frozen meanwhile, and
+                // wakes up in the middle of what it did.
+                if let Some(coordinator) = self.coordinators.get_mut(&life) {
+                    self.s.counters.add("zombies");
+                    trace!(self.s, "{life:?}: gets a successor beside it");
+                    if self.s.rng.chance(6_000) {
+                        let delay = self.s.rng.between(100, 5_000);
+                        coordinator.frozen_until = self.s.now + delay;
+                    }
+                    let node = coordinator.node();
+                    self.start_coordinator(node);
+                }
+            }
+            (3, Some(life), _) => {
+                if let Some(coordinator) = self.coordinators.get_mut(&life) {
+                    self.s.counters.add("frozen coordinators");
+                    let delay = self.s.rng.between(100, 5_000);
+                    coordinator.frozen_until = self.s.now + delay;
+                }
+            }
+            (4, _, Some(name)) => {
+                if let Some(participant) = self.participants.get_mut(&name) {
+                    participant.crash(&mut self.s);
+                }
+            }
+            (5, _, Some(name)) => {
+                if let Some(participant) = self.participants.get_mut(&name) {
+                    participant.lose_a_session(&mut self.s);
+                }
+            }
+            (6, ..) => self.log.crash(&mut self.s),
+            (7, ..) => {
+                let duration = self.s.rng.between(100, 6_000);
+                self.log.outage(duration, &mut self.s);
+            }
+            _ => {}
+        }
+        let most = self.s.temper.fault_every;
+        let delay = self.s.rng.between(most / 10, most);
+        self.s.after(delay, Happening::Fault);
+    }
+
+    fn heal(&mut self) {
+        trace!(self.s, "the world is healed");
+        self.s.chaos = false;
+        self.log.heal();
+        for coordinator in self.coordinators.values_mut() {
+            coordinator.frozen_until = 0;
+        }
+        for node in self.nodes.clone() {
+            if !self.s.listening.iter().any(|(of, _)| *of == node) {
+                self.start_coordinator(node);
+            }
+        }
+        for participant in self.participants.values_mut() {
+            participant.start(&mut self.s);
+        }
+    }
+
+    /// AC5, and what else must hold once all is quiet; AC4 for a calm world.
+    fn all_has_ended(&mut self) -> Result<(), String> {
+        for (name, participant) in &self.participants {
+            if !participant.is_running() {
+                return Err(format!("{name} does not run"));
+            }
+            for (id, state) in participant.rows() {
+                if matches!(state, State::Prepared { .. }) {
+                    return Err(format!("AC5: {id} is still in doubt at {name}"));
+                }
+            }
+            let (_, held) = participant.money();
+            if held != 0 || participant.sessions() != 0 {
+                let sessions = participant.sessions();
+                return Err(format!(
+                    "AC5: {name} still holds {held}, {sessions} sessions"
+                ));
+            }
+        }
+        let money: u64 = self.participants.values().map(|p| p.money().0).sum();
+        let expected = self.participants.len() as u64 * ACCOUNTS * BALANCE;
+        if money != expected && !self.s.checker.anybody_betrayed() {
+            return Err(format!("there was {expected} of money, and now {money}"));
+        }
+        for record in self.log.records() {
+            let open = record.decision.verdict == Verdict::Commit
+                && !record.decision.is_finished_at_once()
+                && record.finished_at.is_none();
+            if open && !self.s.checker.is_betrayed(record.header.id) {
+                return Err(format!("AC5: {} is unfinished", record.header.id));
+            }
+        }
+        for coordinator in self.coordinators.values() {
+            let mut unfinished = coordinator.unfinished();
+            unfinished.retain(|id| !self.s.checker.is_betrayed(*id));
+            if !unfinished.is_empty() {
+                return Err(format!("AC5: a coordinator still holds {unfinished:?}"));
+            }
+        }
+        if let Some(at) = self.clients.iter().position(Client::is_asking) {
+            return Err(format!(
+                "AC5: client {at} never got an answer: {:?}",
+                self.clients[at]
+            ));
+        }
+        let (mut commits, mut aborts, mut without_record) = (0, 0, 0);
+        for (id, decision) in self.s.checker.decisions() {
+            match decision.map(|decision| &decision.verdict) {
+                Some(Verdict::Commit) => commits += 1,
+                Some(Verdict::Abort(reason)) => {
+                    aborts += 1;
+                    let agreed = !matches!(
+                        reason.code,
+                        AbortCode::Refused | AbortCode::Requested | AbortCode::Duplicate
+                    );
+                    if self.s.temper.calm && agreed {
+                        return Err(format!("AC4: {id} aborted without a fault: {reason:?}"));
+                    }
+                }
+                None => without_record += 1,
+            }
+            for (name, participant) in &self.participants {
+                let updates = decision.is_some_and(|decision| {
+                    decision.verdict == Verdict::Commit
+                        && decision.branches.get(name) == Some(&Part::Updates)
+                });
+                let applied = participant.applied(id);
+                if applied != u32::from(updates) && !self.s.checker.is_betrayed(id) {
+                    return Err(format!("{name} applied {id} {applied} times: {decision:?}"));
+                }
+            }
+        }
+        if self.s.temper.calm && without_record > 0 {
+            return Err(format!(
+                "AC4: {without_record} transactions without a record"
+            ));
+        }
+        self.s.counters.raise("commits", commits);
+        self.s.counters.raise("aborts", aborts);
+        self.s
+            .counters
+            .raise("aborts without a record", without_record);
+        if self.s.temper.calm {
+            self.s.counters.add("calm worlds");
+        }
+        Ok(())
+    }
+}
+
+/// What a client is to do: every shape that a transaction can have.
+fn plan(names: &[ParticipantName], index: usize, s: &mut Surroundings) -> Plan {
+    let rng = &mut s.rng;
+    let mut shuffled = names.to_vec();
+    for at in (1..shuffled.len()).rev() {
+        shuffled.swap(at, rng.below(at as u64 + 1) as usize);
+    }
+    let account = |rng: &mut Rng| rng.below(ACCOUNTS);
+    let amount = rng.between(1, 40);
+    let debit = Operation::Debit {
+        account: account(rng),
+        amount,
+    };
+    let credit = Operation::Credit {
+        account: account(rng),
+        amount,
+    };
+    let from = account(rng);
+    let shuffle = Operation::Shuffle {
+        from,
+        to: (from + 1) % ACCOUNTS,
+        amount,
+    };
+    let mut work: Vec<(usize, Operation)> = match rng.below(12) {
+        0..=4 => vec![(0, debit), (1, credit)],
+        5 => vec![(0, shuffle)],
+        6 => vec![(0, Operation::Look), (1, Operation::Look)],
+        7 => vec![(0, Operation::Look), (1, shuffle)],
+        8 => vec![(0, shuffle), (1, shuffle)],
+        9 => vec![(0, debit), (1, credit), (1, Operation::Refuse)],
+        10 => Vec::new(),
+        _ => vec![(0, shuffle), (1, Operation::Look)],
+    };
+    if !work.is_empty() && rng.chance(3_000) {
+        // A second piece for the same participant: in interactive use a part of its work can be lost.
+        work.push((0, shuffle));
+    }
+    if let Some(last) = shuffled.len().checked_sub(1)
+        && last > 1
+        && rng.chance(4_000)
+    {
+        work.push((
+            last,
+            if rng.chance(5_000) {
+                shuffle
+            } else {
+                Operation::Look
+            },
+        ));
+    }
+    let end = match rng.below(10) {
+        0..=5 => End::AtOnce,
+        6 | 7 => End::Commit,
+        8 => End::Race,
+        _ => End::Abort,
+    };
+    let mut branches: BTreeMap<ParticipantName, Vec<Operation>> = BTreeMap::new();
+    let mut interactive = Vec::new();
+    let interactive_from = if end == End::AtOnce {
+        9
+    } else {
+        rng.below(3) as usize
+    };
+    for (at, operation) in work {
+        let Some(name) = shuffled.get(at) else {
+            continue;
+        };
+        if at >= interactive_from {
+            interactive.push((name.clone(), operation.json()));
+        } else {
+            branches.entry(name.clone()).or_default().push(operation);
+        }
+    }
+    let branches = branches
+        .into_iter()
+        .filter_map(|(name, operations)| {
+            let list: Vec<String> = operations.into_iter().map(Operation::json).collect();
+            let operations = Operations::parse(&format!("[{}]", list.join(","))).ok()?;
+            Some((name, operations))
+        })
+        .collect();
+    let key: Option<IdempotencyKey> = if end == End::AtOnce && rng.chance(6_000) {
+        format!("order-{index}").parse().ok()
+    } else {
+        None
+    };
+    let timeout = if s.temper.short_deadlines {
+        s.rng.between(50, 4_000)
+    } else {
+        s.rng.between(20_000, 30_000)
+    };
+    Plan {
+        key,
+        request: BodyDigest([index as u8; 32]),
+        branches,
+        work: interactive,
+        timeout,
+        end,
+    }
+}
