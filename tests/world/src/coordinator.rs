@@ -8,7 +8,7 @@ use unanimous_protocol::{
     coordinator::{Alarm, Effect, EnlistRefused, Event, Pace, Transaction},
     id::{Node, ParticipantName, TransactionId},
     keyring::{Claim, Holder, Keyring},
-    life::{Judgement, Life, Shut, Snapshot, Standing as LifeStanding, Writer},
+    life::{self, Judgement, Life, Shut, Standing as LifeStanding, Writer},
     message::{Delivery, Inform, Reply, Request},
     operations::{BodyDigest, Operations},
     record::{
@@ -46,7 +46,7 @@ enum Pending {
     Write(log::Write),
     /// With what this life knew when it asked.
     Head(Writer),
-    Judge(Asker, Question, TransactionId),
+    Judge(Asker, Question, TransactionId, life::Question),
     Key(IdempotencyKey, Asker, Question),
 }
 
@@ -224,8 +224,14 @@ impl Coordinator {
                 Ok(())
             }
             (Pending::Head(_), _) => Ok(()),
-            (Pending::Judge(asker, question, id), log::Answer::Found { snapshot, record }) => {
-                self.judge(asker, question, id, &snapshot, record.as_ref(), s);
+            (
+                Pending::Judge(asker, question, id, asked),
+                log::Answer::Found { snapshot, record },
+            ) => {
+                let judgement = self.life.as_ref().map(|life| life.judge(asked, &snapshot));
+                if let Some(judgement) = judgement {
+                    self.judged(asker, question, id, judgement, record.as_ref(), s);
+                }
                 Ok(())
             }
             (Pending::Judge(asker, ..), _) => {
@@ -763,24 +769,23 @@ impl Coordinator {
         question: Question,
         s: &mut Surroundings,
     ) -> Result<(), Crashed> {
-        let pending = Pending::Judge(asker, question, id);
+        let Some(life) = &self.life else {
+            return Ok(());
+        };
+        let pending = Pending::Judge(asker, question, id, life.ask(id));
         self.ask_log(pending, log::Request::Outcome(id), s);
         Ok(())
     }
 
-    fn judge(
+    fn judged(
         &self,
         asker: Asker,
         question: Question,
         id: TransactionId,
-        snapshot: &Snapshot,
+        judgement: Judgement,
         record: Option<&Record>,
         s: &mut Surroundings,
     ) {
-        let Some(life) = &self.life else {
-            return;
-        };
-        let judgement = life.judge(id, snapshot);
         s.counters.add("judgements");
         trace!(s, "{:?}: {id} is {judgement:?}", self.number);
         if let Question::Outcome { participant, .. } = question {
