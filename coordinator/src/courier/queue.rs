@@ -172,7 +172,9 @@ impl Queue {
                 .before(call.attempt, &mut self.rng),
             Pace::Longest => self.limits.backoff(kind).longest,
         };
-        let leave_by = call.deadline.map(|deadline| {
+        // An outcome is never too late, whatever its call says of the deadline.
+        let deadline = call.deadline.filter(|_| kind == RequestKind::Prepare);
+        let leave_by = deadline.map(|deadline| {
             let ahead = deadline.checked_sub(REPORT_AHEAD);
             ahead.filter(|ahead| *ahead > now).unwrap_or(deadline)
         });

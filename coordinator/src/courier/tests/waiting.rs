@@ -275,6 +275,28 @@ async fn a_repeated_prepare_that_can_not_leave_by_its_deadline_is_withdrawn() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_outcome_is_never_too_late() {
+    let office = Office::new(|seen| at_once(heard(seen.kind())));
+    for (number, kind) in [(1, Commit), (2, Abort)] {
+        for attempt in [1, 9] {
+            let call = office.call(number, "east", kind);
+            let deadline = Some(Instant::now());
+            office.couriers.send(Call {
+                attempt,
+                deadline,
+                ..call
+            });
+        }
+    }
+    pass(20_000).await;
+    for (number, kind) in [(1, Commit), (2, Abort)] {
+        let reported = office.reported_of(number, kind);
+        assert_eq!(reported, [answered(kind), answered(kind)]);
+    }
+    assert_eq!(office.stats("east").withdrawn, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_prepare_with_hardly_any_time_left_is_tried_all_the_same() {
     let office = Office::new(|seen| at_once(heard(seen.kind())));
     office.send_within(1, 3 * MS);
