@@ -44,7 +44,19 @@ pub struct App {
     servers: Vec<actix_web::dev::Server>,
     // The engine's thread and the calls' runtime live as long as the app.
     _engine: Arbiter,
-    _calls: Runtime,
+    _calls: Calls,
+}
+
+/// The runtime of calls to participants. Dropping a plain one inside another runtime, where an app ends, panics.
+struct Calls(Option<Runtime>);
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // A call that is cut is an unknown one, and the next life asks again.
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// How a coordinator ended.
@@ -74,13 +86,10 @@ impl App {
         let Recovered { life, unfinished } = begin_life(&log, settings.node).await?;
 
         let calls = Runtime::new().context("no threads for calls to participants")?;
+        let on_calls = calls.handle().clone();
+        let calls = Calls(Some(calls));
         let transport = Arc::new(Http::new(&Limits::default())?);
-        let couriers = Couriers::new(
-            Limits::default(),
-            transport,
-            calls.handle().clone(),
-            rand::random(),
-        );
+        let couriers = Couriers::new(Limits::default(), transport, on_calls, rand::random());
         for (participant, endpoint) in &settings.participants {
             couriers.register(participant, endpoint.clone());
         }
