@@ -82,7 +82,10 @@ pub struct Registry {
     delivering_aborts: BTreeSet<TransactionId>,
     key_lookups: KeyLookups,
     condition: watch::Sender<Condition>,
-    log_answers: bool,
+    /// Whether the last read of what the log says of this life came back.
+    log_reads: bool,
+    /// Whether no write is being repeated. A full disk can be read.
+    log_writes: bool,
     accepting: bool,
     /// Whether the transactions were told that the log went back.
     frozen: bool,
@@ -125,7 +128,8 @@ impl Registry {
             delivering_aborts: BTreeSet::new(),
             key_lookups: KeyLookups::default(),
             condition,
-            log_answers: true,
+            log_reads: true,
+            log_writes: true,
             accepting: true,
             frozen: false,
             drained: Vec::new(),
@@ -154,7 +158,7 @@ impl Registry {
         if !self.accepting {
             return BeginOutcome::ShuttingDown;
         }
-        if !self.log_answers || *self.life.standing() != Standing::Serving {
+        if !self.log_answers() || *self.life.standing() != Standing::Serving {
             return BeginOutcome::LogUnavailable;
         }
         if self.undecided >= self.bounds.undecided_max {
@@ -338,7 +342,7 @@ impl Registry {
             }
             Err(LogError::Unavailable(cause)) => {
                 warn!(error = %cause, "the decision log does not answer");
-                registry.log_answers = false;
+                registry.log_reads = false;
                 registry.report_condition();
             }
             Err(LogError::Broken(cause)) => {
@@ -349,7 +353,7 @@ impl Registry {
     }
 
     fn observed(&mut self, known: &Writer, head: &Head) {
-        self.log_answers = true;
+        self.log_reads = true;
         self.life.observe(known, head);
     }
 
@@ -363,7 +367,7 @@ impl Registry {
         let condition = match self.life.standing() {
             Standing::Fenced(why) => Condition::Fenced(why.clone()),
             Standing::WentBack(why) => Condition::WentBack(why.clone()),
-            Standing::Serving if self.log_answers => Condition::Ready,
+            Standing::Serving if self.log_answers() => Condition::Ready,
             Standing::Serving => Condition::LogUnavailable,
         };
         self.condition.send_if_modified(|present| {
@@ -383,6 +387,10 @@ impl Registry {
             }
             changed
         });
+    }
+
+    fn log_answers(&self) -> bool {
+        self.log_reads && self.log_writes
     }
 
     fn tell_if_drained(&mut self) {
@@ -725,7 +733,7 @@ impl Handler<LogAnswers> for Registry {
     type Result = ();
 
     fn handle(&mut self, LogAnswers(answers): LogAnswers, _: &mut Context<Self>) {
-        self.log_answers = answers;
+        self.log_writes = answers;
         self.report_condition();
     }
 }
