@@ -437,6 +437,8 @@ async fn while_the_log_s_disk_is_full_nothing_new_begins_and_what_runs_waits_for
     let mut now = body.clone();
     now["wait"] = "none".into();
     let running = coordinator.begin(&now).await.is(202).id();
+    let keyed = coordinator.begin_keyed("open", &json!({})).await;
+    let keyed = keyed.is(201).id();
     east.arrived("prepare", 2).await;
     disk.fill();
     east.release("prepare");
@@ -453,8 +455,8 @@ async fn while_the_log_s_disk_is_full_nothing_new_begins_and_what_runs_waits_for
         let refused = coordinator.begin(&json!({})).await;
         let refused = refused.problem(503, "log-unavailable");
         assert!(!refused.header("retry-after").is_empty());
-        let keyed = coordinator.begin_keyed("k", &json!({})).await;
-        keyed.problem(503, "log-unavailable");
+        let refused = coordinator.begin_keyed("k", &json!({})).await;
+        refused.problem(503, "log-unavailable");
         let waiting = coordinator
             .show(&format!("{running}?wait_ms=100"))
             .await
@@ -464,6 +466,23 @@ async fn while_the_log_s_disk_is_full_nothing_new_begins_and_what_runs_waits_for
     }
     let asked = coordinator.outcome(&running, "east").await.is(200);
     assert_eq!(asked.body["outcome"], "pending");
+    // An abort changes nothing any more, and one with a key is told to clients only once it is durable.
+    let briefly = json!({"wait_ms": 50});
+    for id in [&running, &keyed] {
+        let path = format!("/v1/transactions/{id}/abort");
+        let waiting = coordinator.post(&path, &briefly).await.is(202);
+        assert_eq!(waiting.body["state"], "deciding");
+        assert_eq!(waiting.body["outcome"], Value::Null);
+        assert_eq!(waiting.body["reason"], Value::Null);
+        let path = format!("/v1/transactions/{id}/commit");
+        let waiting = coordinator.post(&path, &briefly).await.is(202);
+        assert_eq!(waiting.body["state"], "deciding");
+    }
+    let asked = coordinator.outcome(&keyed, "east").await.is(200);
+    assert_eq!(
+        asked.body["outcome"], "aborted",
+        "branches may be told at once"
+    );
     assert_eq!(
         coordinator.show(&told).await.is(200).body["outcome"],
         "committed"
@@ -472,6 +491,7 @@ async fn while_the_log_s_disk_is_full_nothing_new_begins_and_what_runs_waits_for
     disk.make_room();
     coordinator.commit(&running).await.is(200);
     coordinator.reaches(&running, "committed").await;
+    coordinator.commit(&keyed).await.aborted("requested");
     until("new ones are taken", SOON, async || {
         ready().await.status == 200
     })
