@@ -24,6 +24,7 @@ test: ## all checks and tests, as CI runs them; changes nothing
 fix: ## format, and apply what clippy can repair
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	cargo fmt --all
+	UPDATE_GOLDEN=1 cargo test -q -p unanimous-protocol --test main the_page_says
 
 .PHONY: demo
 demo: ## see a commit, a refusal, and a coordinator that is killed and recovers

@@ -379,6 +379,12 @@ impl Transaction {
         matches!(self.state, State::Ended { .. }) && self.unrecorded == 0
     }
 
+    /// Whether it decides nothing any more, because the log went back.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
     /// Whether the commit's second phase is under way: the transaction is unfinished in the log's sense.
     #[must_use]
     pub fn is_committing(&self) -> bool {

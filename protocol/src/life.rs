@@ -14,6 +14,9 @@
 //! | of a former identity of this log | the lost part of the log may have committed it; "pending" |
 //! | of another log | nothing to do with us: 404 |
 //!
+//! Where that says aborted, and the id is at or below the `forgotten_through` mark of its prefix, it may have committed
+//! and been forgotten: clients are told so, and participants "aborted", for every branch had acknowledged.
+//!
 //! A life ends in one of two ways (rule 11). [`Standing::Fenced`]: somebody else may decide now; the process ends and
 //! says nothing more. [`Standing::WentBack`]: the log has lost what it had promised to keep; the process stays, for a
 //! restart would open the same epoch again, decides nothing, and waits for an operator's `log new-identity`.
@@ -413,16 +416,23 @@ impl Life {
             // Given a new identity, or gone back to an older one: `observe` will say which.
             return Judgement::Silent;
         }
-        if snapshot
+        let forgotten = snapshot
             .forgotten_through
-            .is_some_and(|mark| id <= mark && id.prefix() == mark.prefix())
-        {
-            return Judgement::Forgotten;
-        }
+            .is_some_and(|mark| id <= mark && id.prefix() == mark.prefix());
         if id.identity() != snapshot.identity {
+            // Also below the mark, which may be of the lost part: what was undecided when the backup was made may have
+            // committed after it (rule 11 outweighs rule 14).
             return Judgement::Unknown(Unknown::FormerIdentity);
         }
-        self.judge_by_epoch(id, snapshot.epoch)
+        let judgement = self.judge_by_epoch(id, snapshot.epoch);
+        // The mark says that records up to it may have been there and are gone. That means something only where the
+        // absence of a record says that the transaction has ended: the mark rises with later ids, and an earlier one
+        // may still be undecided at the coordinator that owns it. No retention, and no clock that jumps, changes that.
+        if forgotten && matches!(judgement, Judgement::Aborted(_)) {
+            Judgement::Forgotten
+        } else {
+            judgement
+        }
     }
 
     fn judge_by_epoch(&self, id: TransactionId, newest: Option<Epoch>) -> Judgement {
@@ -625,6 +635,28 @@ mod tests {
         assert_eq!(Judgement::Forgotten.inform(), Some(Inform::Aborted));
         let later = life.judge(id(HERE, 1, 2, 51), &snapshot);
         assert_eq!(later, Judgement::Aborted(AbortCode::CoordinatorRestarted));
+    }
+
+    #[test]
+    fn an_id_below_the_forgotten_mark_that_may_be_undecided_is_not_forgotten() {
+        let mut life = life();
+        let issued = life.issue().unwrap();
+        let snapshot = |node, of_epoch| Snapshot {
+            forgotten_through: Some(id(HERE, node, of_epoch, 200)),
+            ..absent(Some(3))
+        };
+        // Node 2 lives, and has forgotten a later transaction of its own than this one.
+        let of_another = life.judge(id(HERE, 2, 3, 100), &snapshot(2, 3));
+        assert_eq!(of_another, Judgement::OtherNode(Node(2)));
+        assert_eq!(of_another.inform(), Some(Inform::Pending));
+        let made_up = life.judge(id(HERE, 1, 3, 150), &snapshot(1, 3));
+        assert_eq!(made_up, Judgement::NeverIssued);
+        // Ours, and not in memory any more: it has ended.
+        assert_eq!(life.judge(issued, &snapshot(1, 3)), Judgement::Forgotten);
+        assert_eq!(
+            life.judge(id(HERE, 2, 2, 100), &snapshot(2, 3)),
+            Judgement::Forgotten
+        );
     }
 
     #[test]

@@ -82,10 +82,10 @@ pub struct Registry {
     delivering_aborts: BTreeSet<TransactionId>,
     key_lookups: KeyLookups,
     condition: watch::Sender<Condition>,
-    /// Whether the last read of what the log says of this life came back.
-    log_reads: bool,
-    /// Whether no write is being repeated. A full disk can be read.
-    log_writes: bool,
+    /// Whether the log answered the last read of its head.
+    log_is_read: bool,
+    /// Whether it took the last write. A full disk takes none, and is read all the same.
+    log_is_written: bool,
     accepting: bool,
     /// Whether the transactions were told that the log went back.
     frozen: bool,
@@ -128,8 +128,8 @@ impl Registry {
             delivering_aborts: BTreeSet::new(),
             key_lookups: KeyLookups::default(),
             condition,
-            log_reads: true,
-            log_writes: true,
+            log_is_read: true,
+            log_is_written: true,
             accepting: true,
             frozen: false,
             drained: Vec::new(),
@@ -143,6 +143,10 @@ impl Registry {
             log_writer,
             couriers: self.couriers.clone(),
         })
+    }
+
+    fn log_answers(&self) -> bool {
+        self.log_is_read && self.log_is_written
     }
 
     /// Begins a transaction under a new id, with all that the request asked for.
@@ -342,7 +346,7 @@ impl Registry {
             }
             Err(LogError::Unavailable(cause)) => {
                 warn!(error = %cause, "the decision log does not answer");
-                registry.log_reads = false;
+                registry.log_is_read = false;
                 registry.report_condition();
             }
             Err(LogError::Broken(cause)) => {
@@ -353,7 +357,7 @@ impl Registry {
     }
 
     fn observed(&mut self, known: &Writer, head: &Head) {
-        self.log_reads = true;
+        self.log_is_read = true;
         self.life.observe(known, head);
     }
 
@@ -387,10 +391,6 @@ impl Registry {
             }
             changed
         });
-    }
-
-    fn log_answers(&self) -> bool {
-        self.log_reads && self.log_writes
     }
 
     fn tell_if_drained(&mut self) {
@@ -733,7 +733,7 @@ impl Handler<LogAnswers> for Registry {
     type Result = ();
 
     fn handle(&mut self, LogAnswers(answers): LogAnswers, _: &mut Context<Self>) {
-        self.log_writes = answers;
+        self.log_is_written = answers;
         self.report_condition();
     }
 }

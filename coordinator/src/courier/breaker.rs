@@ -80,9 +80,9 @@ impl Breaker {
         self.open.take().is_some()
     }
 
-    /// Somebody said something that is no answer: the participant in trouble, or a proxy in front of a dead one.
-    /// Proves neither, so it neither opens nor closes; a probe has ended, though.
-    pub(super) fn heard_no_answer(&mut self, serial: u64, now: Instant, rng: &mut impl Rng) {
+    /// Somebody said something that is no answer (the participant in trouble, or a proxy in front of a dead one), or was
+    /// given hardly any time. It neither opens nor closes; a probe has ended, though.
+    pub(super) fn proved_nothing(&mut self, serial: u64, now: Instant, rng: &mut impl Rng) {
         self.probe_ended(serial, now, rng);
     }
 
@@ -139,7 +139,7 @@ mod tests {
         assert!(!breaker.silent(1, now, &mut rng));
         assert!(!breaker.answered(), "it was not open");
         assert!(!breaker.silent(2, now, &mut rng));
-        breaker.heard_no_answer(3, now, &mut rng);
+        breaker.proved_nothing(3, now, &mut rng);
         assert!(
             breaker.silent(4, now, &mut rng),
             "an error page is no answer"

@@ -15,10 +15,13 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep_until, timeout},
 };
-use unanimous_protocol::id::{ParticipantName, TransactionId};
+use unanimous_protocol::{
+    id::{ParticipantName, TransactionId},
+    message::Delivery,
+};
 
 use super::{
-    Call, Ended, Endpoint, Limits, Stats, Transport,
+    Call, Endpoint, Limits, Stats, Transport,
     queue::{Action, Departure, Queue},
 };
 
@@ -298,11 +301,17 @@ impl Courier {
             timeout: limit,
             on_done,
         } = departure;
-        let ended = match timeout(limit, self.transport.call(&to, outgoing)).await {
-            Ok(ended) => ended,
-            Err(_) => Ended::Silent(format!("no answer within {} ms", limit.as_millis())),
+        let delivery = match timeout(limit, self.transport.call(&to, outgoing)).await {
+            Ok(ended) => {
+                self.happens(|queue, now, actions| queue.ended(ticket, &ended, now, actions));
+                ended.into_delivery()
+            }
+            Err(_) => {
+                let error = format!("no answer within {} ms", limit.as_millis());
+                self.happens(|queue, now, actions| queue.cut(ticket, &error, now, actions));
+                Delivery::Unknown(error)
+            }
         };
-        self.happens(|queue, now, actions| queue.ended(ticket, &ended, now, actions));
-        on_done(ended.into_delivery());
+        on_done(delivery);
     }
 }

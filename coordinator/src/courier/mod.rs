@@ -16,7 +16,7 @@
 //! that is [`Http`]), and a bound on how many calls wait: each belongs to a branch of a transaction that the coordinator
 //! holds, and those are bounded (design rule 20).
 //!
-//! [`queue`] decides what leaves when and is a plain structure: no task, no lock, no clock of its own. The concurrency
+//! `queue` decides what leaves when and is a plain structure: no task, no lock, no clock of its own. The concurrency
 //! is in `couriers`, and is one mutex and one timer task for each participant.
 
 mod backoff;
@@ -25,6 +25,7 @@ mod couriers;
 mod endpoint;
 mod http;
 mod queue;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -42,7 +43,7 @@ pub use backoff::Backoff;
 pub use couriers::Couriers;
 pub use endpoint::{Endpoint, InvalidEndpoint};
 pub use http::Http;
-pub use queue::{Counts, LastError, Stats};
+pub use stats::{Counts, LastError, Stats};
 pub use transport::{Ended, Outgoing, Transport};
 
 /// Takes the report of a call. It is called on a task of the courier, without a lock held, and must not block.

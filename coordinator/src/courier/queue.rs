@@ -22,7 +22,10 @@ use unanimous_protocol::{
     message::{Delivery, Reply, RequestKind},
 };
 
-use super::{Backoff, Call, Ended, Endpoint, Limits, OnDone, Outgoing, breaker::Breaker};
+use super::{
+    Backoff, Call, Counts, Ended, Endpoint, LastError, Limits, OnDone, Outgoing, Stats,
+    breaker::Breaker,
+};
 
 /// A first prepare that still waits is reported this long before its deadline: late enough that it makes no difference
 /// to the branch, early enough that the machine hears of it before its own timer goes off.
@@ -55,11 +58,13 @@ pub(super) struct Departure {
     pub(super) on_done: OnDone,
 }
 
-/// Says which call [`Queue::ended`].
+/// Says which call [`Queue::ended`] or was [`Queue::cut`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ticket {
     serial: u64,
     kind: RequestKind,
+    /// Its own deadline gave it less time than a commit gets.
+    hurried: bool,
 }
 
 /// One for each kind of request.
@@ -205,32 +210,33 @@ impl Queue {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        self.lanes.of_mut(ticket.kind).in_flight -= 1;
         match ended {
-            Ended::Heard(Delivery::Answered(_)) => {
-                if self.breaker.answered() {
-                    actions.push(Action::BreakerClosed);
-                    // Whoever waited for a participant that was not there need not wait any longer. They do not come
-                    // all at once: there are only so many slots.
-                    self.end_backoffs(|call| call.pace == Pace::Backoff);
-                }
-            }
+            Ended::Heard(Delivery::Answered(_)) => self.answered(actions),
             Ended::Heard(Delivery::Refused(error) | Delivery::Unknown(error)) => {
-                self.last_error = Some((error.clone(), now));
-                self.breaker
-                    .heard_no_answer(ticket.serial, now, &mut self.rng);
+                self.proved_nothing(ticket, error, now);
             }
             Ended::Refused(error) | Ended::Silent(error) => {
-                self.last_error = Some((error.clone(), now));
-                if self.breaker.silent(ticket.serial, now, &mut self.rng) {
-                    actions.push(Action::BreakerOpened {
-                        silent_in_a_row: self.breaker.silent_in_a_row(),
-                        last_error: error.clone(),
-                    });
-                }
+                self.silent(ticket, error, now, actions);
             }
         }
-        self.start(now, actions);
+        self.free_slot(ticket, now, actions);
+    }
+
+    /// A call that left was cut, because its time was over.
+    pub(super) fn cut(
+        &mut self,
+        ticket: Ticket,
+        error: &str,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        if ticket.hurried {
+            // A client in a hurry must not be able to hold everybody's prepares back.
+            self.proved_nothing(ticket, error, now);
+        } else {
+            self.silent(ticket, error, now, actions);
+        }
+        self.free_slot(ticket, now, actions);
     }
 
     /// Time has passed.
@@ -345,6 +351,36 @@ impl Queue {
         }
     }
 
+    fn answered(&mut self, actions: &mut Vec<Action>) {
+        if self.breaker.answered() {
+            actions.push(Action::BreakerClosed);
+            // Whoever waited for a participant that was not there need not wait any longer. They do not come all at
+            // once: there are only so many slots.
+            self.end_backoffs(|call| call.pace == Pace::Backoff);
+        }
+    }
+
+    fn proved_nothing(&mut self, ticket: Ticket, error: &str, now: Instant) {
+        self.last_error = Some((error.to_owned(), now));
+        self.breaker
+            .proved_nothing(ticket.serial, now, &mut self.rng);
+    }
+
+    fn silent(&mut self, ticket: Ticket, error: &str, now: Instant, actions: &mut Vec<Action>) {
+        self.last_error = Some((error.to_owned(), now));
+        if self.breaker.silent(ticket.serial, now, &mut self.rng) {
+            actions.push(Action::BreakerOpened {
+                silent_in_a_row: self.breaker.silent_in_a_row(),
+                last_error: error.to_owned(),
+            });
+        }
+    }
+
+    fn free_slot(&mut self, ticket: Ticket, now: Instant, actions: &mut Vec<Action>) {
+        self.lanes.of_mut(ticket.kind).in_flight -= 1;
+        self.start(now, actions);
+    }
+
     fn draw(&mut self) -> u64 {
         self.drawn += 1;
         self.drawn
@@ -399,7 +435,11 @@ impl Queue {
             RequestKind::Commit | RequestKind::Abort => (Duration::ZERO, limits.outcome_timeout),
         };
         actions.push(Action::Leave(Box::new(Departure {
-            ticket: Ticket { serial, kind },
+            ticket: Ticket {
+                serial,
+                kind,
+                hurried: timeout < limits.outcome_timeout,
+            },
             to,
             outgoing: Outgoing {
                 branch: call.branch,
@@ -581,47 +621,4 @@ impl Limits {
             RequestKind::Commit | RequestKind::Abort => self.outcome_backoff,
         }
     }
-}
-
-/// What an operator may want to know of one courier.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stats {
-    /// Where it calls; `None` for a participant that is not registered.
-    pub endpoint: Option<Endpoint>,
-    /// Of its prepares.
-    pub prepares: Counts,
-    /// Of its commits.
-    pub commits: Counts,
-    /// Of its aborts.
-    pub aborts: Counts,
-    /// Whether prepares are held back.
-    pub breaker_open: bool,
-    /// Whether a prepare is trying meanwhile.
-    pub probing: bool,
-    /// Calls in a row, up to now, from which nothing came back.
-    pub silent_in_a_row: u32,
-    /// The last call that was not answered. It stays when others are.
-    pub last_error: Option<LastError>,
-    /// Calls that were withdrawn unsent since the start.
-    pub withdrawn: u64,
-}
-
-/// Calls of one kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counts {
-    /// They have left and not ended.
-    pub in_flight: usize,
-    /// They wait for a slot, for the breaker, or for the participant to be registered.
-    pub ready: usize,
-    /// They wait before another attempt.
-    pub backing_off: usize,
-}
-
-/// How a call failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastError {
-    /// What went wrong.
-    pub text: String,
-    /// How long ago.
-    pub ago: Duration,
 }

@@ -1,1 +1,83 @@
-//! Under construction.
+//! A bank that takes part in Unanimous' transactions: the example to copy.
+//!
+//! [`bank`] is what a service author writes: two operations and what they check, reserve, apply and give back.
+//! [`server`] is the rest of any service: a pool, the participant, its own HTTP routes. This file is the command line.
+
+pub mod bank;
+pub mod server;
+
+use std::{io::IsTerminal as _, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// A bank that takes part in atomic transactions across services.
+#[derive(Debug, Parser)]
+#[command(name = "bank", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Creates the accounts 1 to N with a balance each. Run again, it starts over: accounts, entries and all branches.
+    Init(InitOptions),
+    /// Serves accounts, and the participant's routes below /unanimous.
+    Serve(server::Options),
+}
+
+#[derive(clap::Args, Debug)]
+struct InitOptions {
+    /// The bank's own database: postgres://user@host/name
+    #[arg(long, env = "BANK_DATABASE_URL")]
+    database_url: server::DatabaseUrl,
+    /// How many accounts
+    #[arg(long, env = "BANK_ACCOUNTS", value_parser = clap::value_parser!(i64).range(0..=10_000_000))]
+    accounts: i64,
+    /// What each of them holds
+    #[arg(long, env = "BANK_BALANCE", value_parser = clap::value_parser!(i64).range(0..=bank::BALANCE_MAX))]
+    balance: i64,
+}
+
+/// The whole program: reads the command line, runs, and says how it ended.
+#[must_use]
+pub fn run() -> ExitCode {
+    let command_line = CommandLine::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    // A service that is half alive is worse than one that is started again: what it promised is in its database.
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(%panic, "the bank panicked and ends");
+        std::process::abort();
+    }));
+    // The program chooses its TLS provider, for the participant's inquiries. It fails where one was chosen before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(async {
+        match command_line.command {
+            Command::Init(options) => {
+                bank::init(&options.database_url.0, options.accounts, options.balance).await
+            }
+            Command::Serve(options) => server::serve(options).await,
+        }
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,2 +1,4 @@
-//! Under construction.
-fn main() {}
+//! The bank's program; see the library.
+fn main() -> std::process::ExitCode {
+    unanimous_bank::run()
+}

@@ -24,3 +24,17 @@ pub use participant::{
 pub use problem::{PROBLEM_JSON, Problem, problem_type};
 pub use timestamp::Timestamp;
 pub use view::Milestones;
+
+/// Parses a body, which has to be one JSON object. Derived code alone would also take an array of the members' values,
+/// so that `[]` would begin a transaction and `["<id>", "east", "yes"]` would be a vote.
+///
+/// # Errors
+/// When the body is no JSON, no object, or not what `T` expects.
+pub fn parse_object<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> serde_json::Result<T> {
+    let first = body.iter().find(|byte| !b" \t\n\r".contains(byte));
+    if first == Some(&b'{') {
+        serde_json::from_slice(body)
+    } else {
+        Err(serde::de::Error::custom("the body is no JSON object"))
+    }
+}

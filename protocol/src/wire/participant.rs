@@ -1,8 +1,8 @@
 //! What a participant serves and asks (`wire.md` sections 2 and 3).
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{OutcomeAnswer, PROBLEM_JSON, Problem, Timestamp, problem_type};
+use super::{OutcomeAnswer, PROBLEM_JSON, Problem, Timestamp, parse_object, problem_type};
 use crate::{
     id::{BranchId, ParticipantName, TransactionId},
     message::{
@@ -123,8 +123,17 @@ pub struct Describe {
     /// 1
     pub protocol: u32,
     /// Optional parts; a coordinator uses only what is announced.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub features: Vec<String>,
+}
+
+/// A `null` member of ours is the same as an absent one.
+fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// An HTTP answer, as far as the protocol cares.
@@ -146,8 +155,9 @@ impl HttpAnswer<'_> {
         if !media_type.eq_ignore_ascii_case(PROBLEM_JSON) {
             return None;
         }
-        let problem: Problem = serde_json::from_slice(self.body).ok()?;
-        (problem.problem_type == problem_type(&problem.code)).then_some(problem)
+        let problem: Problem = parse_object(self.body).ok()?;
+        let ours = problem.problem_type == problem_type(&problem.code);
+        (ours && problem.status == self.status).then_some(problem)
     }
 
     fn describe(&self) -> String {
@@ -220,11 +230,14 @@ fn check_echo(branch: &BranchId, transaction: &str, participant: &str) -> Result
 }
 
 fn no_answer(error: &serde_json::Error) -> String {
-    format!("status 200 with a body that is no answer: {error}")
+    // What the parser names, a word that it does not know for one, is the participant's text.
+    bounded_reason(&format!(
+        "status 200 with a body that is no answer: {error}"
+    ))
 }
 
 fn read_vote(branch: &BranchId, body: &[u8]) -> Result<Reply, String> {
-    let answer: VoteAnswer = serde_json::from_slice(body).map_err(|error| no_answer(&error))?;
+    let answer: VoteAnswer = parse_object(body).map_err(|error| no_answer(&error))?;
     check_echo(branch, &answer.transaction, &answer.participant)?;
     Ok(Reply::Vote(match answer.vote {
         VoteWord::Yes => Vote::Yes,
@@ -242,8 +255,15 @@ fn read_state(
     expected: BranchState,
     reply: Reply,
 ) -> Result<Reply, String> {
-    let answer: BranchStateAnswer =
-        serde_json::from_slice(body).map_err(|error| no_answer(&error))?;
+    /// What the contract asks of an acknowledgement, and no more: whatever else a participant adds, a `since` in a form
+    /// of its own for one, must not turn it into an unknown that is asked again for ever.
+    #[derive(Deserialize)]
+    struct Acknowledgement {
+        transaction: String,
+        participant: String,
+        state: BranchState,
+    }
+    let answer: Acknowledgement = parse_object(body).map_err(|error| no_answer(&error))?;
     check_echo(branch, &answer.transaction, &answer.participant)?;
     if answer.state == expected {
         Ok(reply)
@@ -288,7 +308,7 @@ pub enum InquiryAnswer {
 #[must_use]
 pub fn read_inquiry(branch: &BranchId, answer: &HttpAnswer<'_>) -> InquiryAnswer {
     match answer.status {
-        200 => match serde_json::from_slice::<OutcomeAnswer>(answer.body) {
+        200 => match parse_object::<OutcomeAnswer>(answer.body) {
             Ok(told) => match check_echo(branch, &told.transaction, &told.participant) {
                 Ok(()) => InquiryAnswer::Informed(told.outcome),
                 Err(reason) => InquiryAnswer::AskAgain(reason),

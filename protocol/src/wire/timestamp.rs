@@ -29,36 +29,46 @@ impl fmt::Display for Timestamp {
 impl std::str::FromStr for Timestamp {
     type Err = &'static str;
 
+    /// Any RFC 3339 time in UTC: participants are written in many languages, and each prints its own number of
+    /// fractional digits. What is finer than a millisecond is dropped.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: &str = "not a time of the form 2026-11-21T13:30:20.123Z";
-        let number = |from: usize, to: usize| -> Result<i64, &'static str> {
-            let digits = text
-                .get(from..to)
-                .filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
-            digits.and_then(|digits| digits.parse().ok()).ok_or(FORM)
+        const FORM: &str = "not an RFC 3339 time in UTC, such as 2026-11-21T13:30:20.123Z";
+        let (to_the_second, rest) = text.split_at_checked(19).ok_or(FORM)?;
+        let separators = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
+        let separated = separators
+            .iter()
+            .all(|&(at, byte)| to_the_second.as_bytes()[at].to_ascii_uppercase() == byte);
+        let fraction = ["Z", "z", "+00:00", "-00:00"]
+            .iter()
+            .find_map(|utc| rest.strip_suffix(utc))
+            .filter(|_| separated)
+            .ok_or(FORM)?;
+        let number = |from: usize, to: usize| digits(&to_the_second[from..to]).ok_or(FORM);
+        let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+        let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+        let milli = match fraction.strip_prefix('.') {
+            Some(fraction) => {
+                digits(fraction).ok_or(FORM)?;
+                let padded: String = fraction.chars().chain("00".chars()).take(3).collect();
+                digits(&padded).ok_or(FORM)?
+            }
+            None if fraction.is_empty() => 0,
+            None => return Err(FORM),
         };
-        let separators = [
-            (4, b'-'),
-            (7, b'-'),
-            (10, b'T'),
-            (13, b':'),
-            (16, b':'),
-            (19, b'.'),
-            (23, b'Z'),
-        ];
-        let separated = text.len() == 24
-            && separators
-                .iter()
-                .all(|&(at, byte)| text.as_bytes().get(at) == Some(&byte));
-        if !separated {
+        let days = days_from_civil(year, month, day);
+        // A leap second is the first one of the next minute; a day that its month does not have is no day.
+        if civil_from_days(days) != (year, month, day) || hour > 23 || minute > 59 || second > 60 {
             return Err(FORM);
         }
-        let days = days_from_civil(number(0, 4)?, number(5, 7)?, number(8, 10)?);
-        let seconds = (number(11, 13)? * 60 + number(14, 16)?) * 60 + number(17, 19)?;
-        Ok(Self(WallMillis(
-            days * DAY_MS + seconds * 1_000 + number(20, 23)?,
-        )))
+        let seconds = (hour * 60 + minute) * 60 + second;
+        Ok(Self(WallMillis(days * DAY_MS + seconds * 1_000 + milli)))
     }
+}
+
+/// A number of nothing but 1 to 18 ASCII digits.
+fn digits(text: &str) -> Option<i64> {
+    let plain = (1..=18).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    plain.then(|| text.parse().ok()).flatten()
 }
 
 /// Days since 1970-01-01 to year, month, day (Howard Hinnant, "chrono-compatible low-level date algorithms").
@@ -119,7 +129,42 @@ mod tests {
             assert_eq!(timestamp.to_string(), text);
             assert_eq!(text.parse(), Ok(timestamp));
         }
-        assert!("2026-11-21 13:30:20.123Z".parse::<Timestamp>().is_err());
-        assert!("2026-11-21T13:30:2ä.12Z".parse::<Timestamp>().is_err());
+    }
+
+    #[test]
+    fn every_rfc_3339_time_in_utc_is_read_and_nothing_else() {
+        for (text, read_as) in [
+            ("2026-11-21T13:30:20Z", "2026-11-21T13:30:20.000Z"),
+            ("2026-11-21T13:30:20.1Z", "2026-11-21T13:30:20.100Z"),
+            ("2026-11-21T13:30:20.123456789Z", "2026-11-21T13:30:20.123Z"),
+            ("2026-11-21t13:30:20.123z", "2026-11-21T13:30:20.123Z"),
+            ("2026-11-21T13:30:20+00:00", "2026-11-21T13:30:20.000Z"),
+            ("2026-12-31T23:59:60Z", "2027-01-01T00:00:00.000Z"),
+        ] {
+            let timestamp: Timestamp = text.parse().unwrap();
+            assert_eq!(timestamp.to_string(), read_as, "{text}");
+        }
+        for text in [
+            "",
+            "2026-11-21",
+            "2026-11-21 13:30:20.123Z",
+            "2026-11-21T13:30:20",
+            "2026-11-21T13:30:20.Z",
+            "2026-11-21T13:30:20.12aZ",
+            "2026-11-21T13:30:20.-1Z",
+            "2026-11-21T13:30:20+01:00",
+            "2026-11-21T13:30:2ä.12Z",
+            "2026-11-21T13:30:20.12äZ",
+            "2026-02-29T13:30:20Z",
+            "2026-13-01T13:30:20Z",
+            "2026-00-01T13:30:20Z",
+            "2026-11-00T13:30:20Z",
+            "2026-11-21T24:00:00Z",
+            "2026-11-21T13:60:00Z",
+            "2026-11-21T13:30:61Z",
+            "+026-11-21T13:30:20Z",
+        ] {
+            assert!(text.parse::<Timestamp>().is_err(), "{text:?}");
+        }
     }
 }

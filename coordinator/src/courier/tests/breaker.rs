@@ -199,3 +199,36 @@ async fn a_new_address_begins_with_a_closed_breaker() {
     pass(2).await;
     assert_eq!(office.reported().len(), 50);
 }
+
+#[tokio::test(start_paused = true)]
+async fn probes_that_meet_an_error_page_are_followed_by_others() {
+    let office = Office::new(|_| None);
+    office.open_breaker().await;
+    office.now_does(|_| at_once(Ended::Heard(Delivery::Unknown("status 502".into()))));
+    for number in 0..5 {
+        office.send(number, Ask);
+    }
+    pass(10_000).await;
+    assert_eq!(office.reported().len(), 5);
+    assert!(office.stats("east").breaker_open, "a page is no answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_in_a_hurry_hold_nobody_back() {
+    let office = Office::new(|seen| Some((Duration::from_millis(100), heard(seen.kind()))));
+    for number in 0..60 {
+        office.send_within(number, Duration::from_millis(50));
+    }
+    pass(60).await;
+    assert_eq!(office.reported().len(), 60);
+    assert!(!office.stats("east").breaker_open);
+    office.now_does(|_| None);
+    for number in 100..105 {
+        office.send_within(number, Duration::from_secs(6));
+    }
+    pass(6_010).await;
+    assert!(
+        office.stats("east").breaker_open,
+        "six seconds are no hurry"
+    );
+}

@@ -1,0 +1,276 @@
+//! The bank's program, as a coordinator and a reader see it. `UNANIMOUS_TEST_POSTGRES_1` is the URL of a superuser on a
+//! private cluster; every test takes a database of its own there.
+
+#![allow(clippy::unwrap_used, reason = "a test that can not go on says so by panicking")]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tokio_postgres::NoTls;
+
+const BANK: &str = env!("CARGO_BIN_EXE_bank");
+
+/// A database that nobody else uses.
+async fn fresh_database() -> String {
+    let url = std::env::var("UNANIMOUS_TEST_POSTGRES_1").expect(
+        "UNANIMOUS_TEST_POSTGRES_1 must be the URL of a superuser on a private Postgres cluster (`make test` sets it)",
+    );
+    let name = format!("bank_{:032x}", rand::random::<u128>());
+    let (admin, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    admin
+        .batch_execute(&format!("CREATE DATABASE {name}"))
+        .await
+        .unwrap();
+    let (server, _) = url.rsplit_once('/').unwrap();
+    format!("{server}/{name}")
+}
+
+fn init(database: &str, accounts: u32, balance: u32) {
+    let status = Command::new(BANK)
+        .args(["init", "--database-url", database])
+        .args(["--accounts", &accounts.to_string()])
+        .args(["--balance", &balance.to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+/// A bank that runs, and is killed when the test ends.
+struct Bank {
+    process: Child,
+    url: String,
+    http: reqwest::Client,
+}
+
+impl Drop for Bank {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+impl Bank {
+    fn serve(database: &str) -> Self {
+        let mut process = Command::new(BANK)
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("BANK_NAME", "east")
+            .env("BANK_DATABASE_URL", database)
+            .env("BANK_COORDINATOR", "http://127.0.0.1:9")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = process.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let listen = line.trim_end().strip_prefix("ready listen=").unwrap();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self {
+            url: format!("http://{listen}"),
+            process,
+            http: reqwest::Client::builder().no_proxy().build().unwrap(),
+        }
+    }
+
+    async fn post(&self, route: &str, body: &Value) -> (u16, Value) {
+        let url = format!("{}/unanimous/v1/{route}", self.url);
+        let response = self.http.post(url).json(body).send().await.unwrap();
+        (response.status().as_u16(), response.json().await.unwrap())
+    }
+
+    async fn prepare(&self, number: u32, operations: Value) -> (u16, Value) {
+        let body = json!({"transaction": id(number), "participant": "east", "operations": operations,
+                          "remaining_ms": 10_000, "begun_at_ms": number});
+        self.post("prepare", &body).await
+    }
+
+    async fn outcome(&self, route: &str, number: u32) {
+        let body = json!({"transaction": id(number), "participant": "east"});
+        let (status, answer) = self.post(route, &body).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let response = self.http.get(format!("{}{path}", self.url)).send().await;
+        let response = response.unwrap();
+        (response.status().as_u16(), response.json().await.unwrap())
+    }
+}
+
+fn id(number: u32) -> String {
+    format!("00000001-0001-8000-8000-1000{number:08x}")
+}
+
+fn debit(account: i64, amount: i64) -> Value {
+    json!({"kind": "debit", "account": account, "amount": amount})
+}
+
+fn credit(account: i64, amount: i64) -> Value {
+    json!({"kind": "credit", "account": account, "amount": amount})
+}
+
+#[tokio::test]
+async fn money_that_is_held_is_in_the_ledger_until_the_commit_and_can_not_be_promised_twice() {
+    let database = fresh_database().await;
+    init(&database, 3, 100);
+    let bank = Bank::serve(&database);
+    let (_, vote) = bank.prepare(1, json!([debit(1, 60), credit(2, 60)])).await;
+    assert_eq!(vote["vote"], "yes");
+    assert_eq!(bank.get("/accounts/1").await.1, json!({"account": 1, "balance": 100}));
+    let (_, vote) = bank.prepare(2, json!([debit(1, 60)])).await;
+    assert_eq!((&vote["vote"], &vote["reason"]), (&json!("no"), &json!("insufficient funds")));
+    let (_, vote) = bank.prepare(3, json!([debit(1, 40)])).await;
+    assert_eq!(vote["vote"], "yes");
+    bank.outcome("commit", 1).await;
+    bank.outcome("abort", 3).await;
+    assert_eq!(bank.get("/accounts/1").await.1["balance"], 40);
+    assert_eq!(bank.get("/accounts/2").await.1["balance"], 160);
+    let (_, vote) = bank.prepare(4, json!([debit(1, 40)])).await;
+    assert_eq!(vote["vote"], "yes", "what was given back can be promised again");
+    assert_eq!(bank.get("/total").await.1, json!({"accounts": 3, "balance": 300}));
+
+    let (sql, connection) = tokio_postgres::connect(&database, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let rows = sql
+        .query("SELECT transaction, account, amount FROM entries ORDER BY account", &[])
+        .await
+        .unwrap();
+    let entries: Vec<(String, i64, i64)> = rows
+        .iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2)))
+        .collect();
+    assert_eq!(entries, [(id(1), 1, -60), (id(1), 2, 60)]);
+}
+
+#[tokio::test]
+async fn two_debits_of_60_from_100_in_one_branch_are_refused() {
+    let database = fresh_database().await;
+    init(&database, 1, 100);
+    let bank = Bank::serve(&database);
+    let (_, vote) = bank.prepare(1, json!([debit(1, 60), debit(1, 60)])).await;
+    assert_eq!((&vote["vote"], &vote["reason"]), (&json!("no"), &json!("insufficient funds")));
+    let (_, vote) = bank.prepare(2, json!([debit(1, 100)])).await;
+    assert_eq!(vote["vote"], "yes", "nothing of the refused branch is held");
+}
+
+#[tokio::test]
+async fn what_is_no_operation_of_a_bank_is_refused_with_the_reason() {
+    let database = fresh_database().await;
+    init(&database, 1, 100);
+    let bank = Bank::serve(&database);
+    for (number, (operation, reason)) in (1..).zip([
+        (debit(1, -1), "positive"),
+        (debit(1, 0), "positive"),
+        (json!({"kind": "debit", "account": 1, "amount": 1.5}), "1.5"),
+        (json!({"kind": "debit", "account": 1, "amount": "5"}), "string"),
+        (json!({"kind": "debit", "account": 1}), "amount"),
+        (json!({"kind": "debit", "account": 1, "amount": 1, "fee": 1}), "fee"),
+        (json!({"kind": "rob"}), "rob"),
+        (json!(7), "7"),
+    ]) {
+        let (status, problem) = bank.prepare(number, json!([operation])).await;
+        assert_eq!((status, &problem["code"]), (400, &json!("invalid-request")));
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(reason), "{detail}");
+    }
+    let (_, vote) = bank.prepare(20, json!([credit(2, 1)])).await;
+    assert_eq!(vote["reason"], "there is no account 2");
+    let (_, vote) = bank.prepare(21, json!([debit(2, 1)])).await;
+    assert_eq!(vote["vote"], "no");
+    let (_, vote) = bank.prepare(22, json!([credit(1, i64::MAX)])).await;
+    assert_eq!(vote["vote"], "no");
+    let body = vec![b'x'; 256 * 1024 + 1];
+    let url = format!("{}/unanimous/v1/prepare", bank.url);
+    let response = bank.http.post(url).body(body).send().await.unwrap();
+    assert_eq!(response.status(), 413);
+    assert_eq!(bank.get("/unanimous/v1/nothing").await.0, 404);
+    assert_eq!(bank.get("/unanimous/v1/describe").await.1["participant"], "east");
+    assert_eq!(bank.get("/accounts/2").await.0, 404);
+    assert_eq!(bank.get("/accounts/x").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_bank_that_is_killed_after_its_yes_keeps_it_and_init_starts_over() {
+    let database = fresh_database().await;
+    init(&database, 1, 100);
+    let bank = Bank::serve(&database);
+    let (_, vote) = bank.prepare(1, json!([debit(1, 60)])).await;
+    assert_eq!(vote["vote"], "yes");
+    drop(bank);
+    let mut bank = Bank::serve(&database);
+    assert_eq!(bank.get("/readyz").await.0, 200);
+    assert_eq!(bank.get("/healthz").await.0, 200);
+    bank.outcome("commit", 1).await;
+    assert_eq!(bank.get("/total").await.1["balance"], 40);
+    init(&database, 2, 10);
+    assert_eq!(bank.get("/total").await.1, json!({"accounts": 2, "balance": 20}));
+    let branches = bank.get("/unanimous/v1/branches").await.1;
+    assert_eq!(branches["branches"], json!([]));
+
+    let pid = bank.process.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let asked = Instant::now();
+    assert!(bank.process.wait().unwrap().success());
+    assert!(asked.elapsed() < Duration::from_secs(7));
+}
+
+#[tokio::test]
+async fn a_bank_whose_database_is_not_there_yet_waits_for_it() {
+    let database = fresh_database().await;
+    let later = format!("{database}_later");
+    let (_, name) = later.rsplit_once('/').unwrap();
+    let (admin, connection) = tokio_postgres::connect(&database, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let starting = tokio::task::spawn_blocking({
+        let later = later.clone();
+        move || Bank::serve(&later)
+    });
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(!starting.is_finished());
+    admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+    init(&later, 1, 1);
+    let bank = starting.await.unwrap();
+    assert_eq!(bank.get("/readyz").await.0, 200);
+    // Gone again: not ready, and it says so in bounded time.
+    admin
+        .batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"))
+        .await
+        .unwrap();
+    let asked = Instant::now();
+    assert_eq!(bank.get("/readyz").await.0, 503);
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert_eq!(bank.get("/healthz").await.0, 200);
+}
+
+/// Prints how fast it is: `cargo nextest run -p unanimous-bank --run-ignored only --no-capture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn how_many_prepares_with_their_commits_per_second() {
+    let database = fresh_database().await;
+    init(&database, 1_000, 1_000_000);
+    let bank = Bank::serve(&database);
+    for clients in [1, 16, 64] {
+        let begun = Instant::now();
+        let each = 2_000 / clients;
+        let all = (0..clients).map(|client| {
+            let bank = &bank;
+            async move {
+                for round in 0..each {
+                    let number = clients * 1_000_000 + client * 10_000 + round;
+                    let account = i64::from(number % 1_000) + 1;
+                    let (_, vote) = bank.prepare(number, json!([debit(account, 1)])).await;
+                    assert_eq!(vote["vote"], "yes");
+                    bank.outcome("commit", number).await;
+                }
+            }
+        });
+        join_all(all).await;
+        let per_second = f64::from(each * clients) / begun.elapsed().as_secs_f64();
+        println!("{clients} clients: {per_second:.0} prepares with their commits per second");
+    }
+}

@@ -1,0 +1,46 @@
+-- What a participant promised, in its own database. A branch's state is its row: every message inserts the row or locks
+-- it, and the service's work is in the same transaction, so that neither is ever there without the other.
+-- The schema `unanimous` and the table of its version are made by the crate before this file runs.
+
+CREATE TABLE unanimous.branches (
+    -- The name as the prepare gave it, not as the service is configured now: inquiries ask by it.
+    participant    text COLLATE "C" NOT NULL,
+    transaction    uuid        NOT NULL,
+    -- `working` is never committed: it is what a row says while the transaction that inserted it runs.
+    state          text        NOT NULL CHECK (state IN
+        ('working', 'prepared', 'committed', 'refused', 'aborted', 'tombstone')),
+    -- To the letter as received: through numbers, money would be rounded.
+    operations     text,
+    -- Added by interactive work, run after `operations`.
+    added          text,
+    -- Of `operations`: tells a repeated prepare from a changed one.
+    digest         bytea,
+    -- The places of the operations that voted yes, in `operations` and `added` as one list: only they are committed.
+    voted_yes      int[]       NOT NULL DEFAULT '{}',
+    holds_keys     boolean     NOT NULL DEFAULT false,
+    refusal_code   text,
+    refusal_reason text,
+    since          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (participant, transaction),
+    CHECK (state NOT IN ('prepared', 'committed', 'refused') OR digest IS NOT NULL),
+    CHECK ((state = 'refused') = (refusal_code IS NOT NULL))
+) WITH (fillfactor = 70); -- Room on the page for the outcome's version of the row.
+
+-- What is in doubt, without reading what is settled.
+CREATE INDEX branches_in_doubt ON unanimous.branches (transaction, participant) WHERE state = 'prepared';
+
+-- Lists of branches are in the order of their ids.
+CREATE INDEX branches_by_id ON unanimous.branches (transaction, participant);
+
+-- A key is held exclusively from its branch's prepare until its outcome. The primary key is the lock: it holds between
+-- several processes of one service, and over a restart.
+CREATE TABLE unanimous.keys (
+    participant    text COLLATE "C" NOT NULL,
+    key            text COLLATE "C" NOT NULL,
+    transaction    uuid        NOT NULL,
+    -- With the id, the holder's age: who is younger gives way.
+    begun_at_ms    bigint      NOT NULL,
+    PRIMARY KEY (participant, key)
+);
+
+CREATE INDEX keys_by_transaction ON unanimous.keys (transaction);

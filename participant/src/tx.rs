@@ -1,0 +1,245 @@
+//! [`Tx`]: the local transaction as the service's code sees it. It gives queries and no transaction control.
+//!
+//! The vote is proven, not assumed (design rule 5): a service that committed in the middle of its own branch would make
+//! its work durable without the promise. So there is no method for it here, SQL text that says it is refused, and the
+//! statement that writes the branch's row fails unless it runs in the very transaction that inserted or locked it.
+
+use std::error::Error as _;
+
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
+use unanimous_protocol::id::{BranchId, ParticipantName, TransactionId};
+
+/// A kind of database client that a branch's work can run on. [`TokioPostgres`] is the only one.
+pub trait Database: sealed::Sealed + Send + Sync + 'static {
+    /// The connection.
+    #[doc(hidden)]
+    type Connection: Send + Sync;
+}
+
+/// Postgres by `tokio-postgres`, from a `deadpool-postgres` pool.
+#[derive(Debug)]
+pub enum TokioPostgres {}
+
+impl Database for TokioPostgres {
+    type Connection = deadpool_postgres::ClientWrapper;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::TokioPostgres {}
+}
+
+/// The local transaction of one message of one branch.
+///
+/// Statements are prepared once per connection. The methods take `&self`: queries whose futures are polled together
+/// travel together.
+#[derive(Debug)]
+pub struct Tx<'a, D: Database = TokioPostgres> {
+    connection: &'a D::Connection,
+    branch: &'a BranchId,
+}
+
+/// Why a query failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TxError {
+    /// The statement would begin, end or change the transaction, which belongs to the branch.
+    #[error(
+        "{0} is not for the code of a branch: the crate begins and ends the local transaction, because the branch's \
+         row must be in it"
+    )]
+    TransactionControl(String),
+    /// Postgres, or the way to it.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+impl TxError {
+    /// The SQLSTATE, where Postgres answered.
+    #[must_use]
+    pub fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::TransactionControl(_) => None,
+            Self::Postgres(error) => error.code(),
+        }
+    }
+}
+
+/// The driver's own text is "db error"; what Postgres said is in its source.
+pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+impl<D: Database> Tx<'_, D> {
+    /// The global transaction that this work is part of.
+    #[must_use]
+    pub fn transaction(&self) -> TransactionId {
+        self.branch.transaction
+    }
+
+    /// The participant's name in this branch.
+    #[must_use]
+    pub fn participant(&self) -> &ParticipantName {
+        &self.branch.participant
+    }
+}
+
+impl<'a> Tx<'a, TokioPostgres> {
+    pub(crate) fn new(
+        connection: &'a deadpool_postgres::ClientWrapper,
+        branch: &'a BranchId,
+    ) -> Self {
+        Self { connection, branch }
+    }
+
+    /// Runs a statement and returns its rows.
+    ///
+    /// # Errors
+    /// When Postgres refuses it, or can not be reached, or it is transaction control.
+    pub async fn query(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, TxError> {
+        let statement = self.statement(sql).await?;
+        Ok(self.connection.query(&statement, params).await?)
+    }
+
+    /// Runs a statement that returns at most one row.
+    ///
+    /// # Errors
+    /// As [`Self::query`]; also when there is more than one row.
+    pub async fn query_opt(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, TxError> {
+        let statement = self.statement(sql).await?;
+        Ok(self.connection.query_opt(&statement, params).await?)
+    }
+
+    /// Runs a statement that returns exactly one row.
+    ///
+    /// # Errors
+    /// As [`Self::query`]; also when there is not exactly one row.
+    pub async fn query_one(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Row, TxError> {
+        let statement = self.statement(sql).await?;
+        Ok(self.connection.query_one(&statement, params).await?)
+    }
+
+    /// Runs a statement and returns how many rows it touched.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, TxError> {
+        let statement = self.statement(sql).await?;
+        Ok(self.connection.execute(&statement, params).await?)
+    }
+
+    async fn statement(&self, sql: &str) -> Result<tokio_postgres::Statement, TxError> {
+        // A prepared statement is exactly one, so its first word says what it is.
+        let word = first_word(sql);
+        if TRANSACTION_CONTROL.contains(&word.as_str()) {
+            return Err(TxError::TransactionControl(word));
+        }
+        Ok(self.connection.prepare_cached(sql).await?)
+    }
+}
+
+/// `SET` is among them because `SET LOCAL synchronous_commit = off` would take the promise's durability, and a plain
+/// `SET` outlives the transaction on a connection of the pool; `set_config(…, true)` is there for a service's own settings.
+const TRANSACTION_CONTROL: &[&str] = &[
+    "ABORT",
+    "BEGIN",
+    "COMMIT",
+    "DISCARD",
+    "END",
+    "PREPARE",
+    "RELEASE",
+    "RESET",
+    "ROLLBACK",
+    "SAVEPOINT",
+    "SET",
+    "START",
+];
+
+/// The first word of a statement in upper case, behind white space, comments and empty statements.
+fn first_word(sql: &str) -> String {
+    let mut rest = sql;
+    loop {
+        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
+        if let Some(comment) = rest.strip_prefix("--") {
+            rest = comment.split_once('\n').map_or("", |(_, after)| after);
+        } else if rest.starts_with("/*") {
+            rest = behind_comment(rest);
+        } else {
+            break;
+        }
+    }
+    rest.chars()
+        .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+        .map(|c| c.to_ascii_uppercase())
+        .collect()
+}
+
+/// Postgres' block comments nest.
+fn behind_comment(sql: &str) -> &str {
+    let mut depth = 0_u32;
+    let mut rest = sql;
+    while let Some(at) = rest.find(['/', '*']) {
+        rest = &rest[at..];
+        if let Some(after) = rest.strip_prefix("/*") {
+            depth += 1;
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("*/") {
+            depth -= 1;
+            rest = after;
+            if depth == 0 {
+                return rest;
+            }
+        } else {
+            rest = &rest[1..];
+        }
+    }
+    ""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transaction_control_is_found_behind_comments_and_in_any_case() {
+        for sql in [
+            "COMMIT",
+            " commit;",
+            "/* a /* nested */ one */ Commit",
+            "-- a line\n;; rollback to savepoint x",
+            "prepare transaction 'x'",
+            "SET LOCAL synchronous_commit = off",
+        ] {
+            assert!(
+                TRANSACTION_CONTROL.contains(&first_word(sql).as_str()),
+                "{sql}"
+            );
+        }
+        for sql in [
+            "select 1",
+            "UPDATE t SET a = 1",
+            "WITH x AS (SELECT 1) SELECT * FROM x",
+            "",
+            "/* */",
+        ] {
+            assert!(
+                !TRANSACTION_CONTROL.contains(&first_word(sql).as_str()),
+                "{sql}"
+            );
+        }
+    }
+}

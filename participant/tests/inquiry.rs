@@ -1,0 +1,247 @@
+//! A branch in doubt asks, for ever, and only an answer that echoes both names ends its doubt.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use serde_json::{Value, json};
+
+use crate::service::{NOWHERE, Service, id, note};
+
+/// A coordinator that answers as the test says, and remembers what it was asked.
+#[derive(Clone)]
+pub(crate) struct Coordinator {
+    pub(crate) url: String,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+/// The path with its query, and the body.
+type Answering = dyn Fn(&str, &Value) -> (u16, String) + Send + Sync;
+
+impl Coordinator {
+    pub(crate) async fn answering(
+        answer: impl Fn(&str, &Value) -> (u16, String) + Send + Sync + 'static,
+    ) -> Self {
+        let answer: Arc<Answering> = Arc::new(answer);
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let remember = Arc::clone(&asked);
+        let server = HttpServer::new(move || {
+            let answer = Arc::clone(&answer);
+            let remember = Arc::clone(&remember);
+            let serve = move |request: HttpRequest, body: web::Bytes| {
+                let asked = request.uri().to_string();
+                let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+                let (status, text) = answer(&asked, &body);
+                remember.lock().unwrap().push(asked);
+                let status = actix_web::http::StatusCode::from_u16(status).unwrap();
+                async move {
+                    HttpResponse::build(status)
+                        .insert_header(("location", "http://127.0.0.1:9/"))
+                        .content_type("application/json")
+                        .body(text)
+                }
+            };
+            App::new().default_service(web::to(serve))
+        })
+        .workers(1)
+        .disable_signals()
+        .bind("127.0.0.1:0")
+        .unwrap();
+        let url = format!("http://{}", server.addrs()[0]);
+        tokio::spawn(server.run());
+        Self { url, asked }
+    }
+
+    /// Always the same outcome, with a correct echo.
+    async fn told(outcome: &'static str) -> Self {
+        Self::answering(move |asked, _| (200, echo(asked, outcome))).await
+    }
+
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// Waits until it was asked so many times more.
+    async fn asked_again(&self, times: usize) {
+        let before = self.asked().len();
+        let begun = Instant::now();
+        while self.asked().len() < before + times {
+            assert!(begun.elapsed() < Duration::from_secs(10), "nobody asked");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn echo(asked: &str, outcome: &str) -> String {
+    let path = asked.strip_prefix("/v1/transactions/").unwrap();
+    let (transaction, participant) = path.split_once("/outcome?participant=").unwrap();
+    json!({"transaction": transaction, "participant": participant, "outcome": outcome}).to_string()
+}
+
+async fn in_doubt_with(coordinators: &[&str]) -> Service {
+    let coordinators: Vec<String> = coordinators.iter().map(ToString::to_string).collect();
+    let east = Service::start().await;
+    for number in 1..=3 {
+        east.prepare(&id(number), note("a")).await.is_vote("yes");
+    }
+    east.restart(|mut builder| {
+        for coordinator in coordinators {
+            builder = builder.coordinator(coordinator);
+        }
+        builder
+            .inquire_after(Duration::from_millis(50))
+            .inquire_every_max(Duration::from_millis(200))
+    })
+    .await
+}
+
+const NONE_IN_DOUBT: &str = "SELECT count(*) = 0 FROM unanimous.branches WHERE state = 'prepared'";
+
+#[tokio::test]
+async fn a_branch_in_doubt_is_told_its_outcome_at_start_and_while_running() {
+    for (outcome, then) in [("committed", "committed"), ("aborted", "aborted")] {
+        let coordinator = Coordinator::told(outcome).await;
+        let east = in_doubt_with(&[NOWHERE, &coordinator.url]).await;
+        east.until(NONE_IN_DOUBT).await;
+        east.prepare(&id(4), note("a")).await.is_vote("yes");
+        east.until(NONE_IN_DOUBT).await;
+        for number in 1..=4 {
+            let journal = east.journal(&id(number)).await;
+            assert_eq!(journal, ["prepared a".to_owned(), format!("{then} a")]);
+        }
+        let asked = coordinator.asked();
+        let first = format!("/v1/transactions/{}/outcome?participant=east", id(1));
+        assert!(asked.contains(&first), "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_branch_is_left_alone_before_it_has_been_in_doubt_for_a_while() {
+    let coordinator = Coordinator::told("committed").await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| {
+        builder
+            .coordinator(url)
+            .inquire_after(Duration::from_secs(60))
+    })
+    .await;
+    // The look at start has to be over.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    east.prepare(&id(1), note("a")).await.is_vote("yes");
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert!(coordinator.asked().is_empty());
+    assert_eq!(east.row(&id(1)).await.as_deref(), Some("prepared"));
+}
+
+#[tokio::test]
+async fn nothing_but_an_exact_echo_ends_the_doubt() {
+    let other = id(99);
+    let wrong: Vec<(&str, u16, String)> = vec![
+        ("pending", 200, String::new()),
+        ("empty", 200, String::new()),
+        ("a page", 200, "<html>committed</html>".to_owned()),
+        (
+            "another transaction",
+            200,
+            json!({"transaction": other, "participant": "east", "outcome": "committed"})
+                .to_string(),
+        ),
+        ("another participant", 200, String::new()),
+        ("not found", 404, json!({"outcome": "aborted"}).to_string()),
+        ("redirect", 302, String::new()),
+        ("log unavailable", 503, String::new()),
+    ];
+    for (name, status, body) in wrong {
+        let coordinator = Coordinator::answering(move |asked, _| {
+            let body = match name {
+                "pending" => echo(asked, "pending"),
+                "another participant" => echo(asked, "committed").replace("east", "West"),
+                // The echo is right, the status is not.
+                "not found" | "redirect" | "log unavailable" => echo(asked, "aborted"),
+                _ => body.clone(),
+            };
+            (status, body)
+        })
+        .await;
+        let east = in_doubt_with(&[&coordinator.url]).await;
+        coordinator.asked_again(9).await;
+        let prepared = "SELECT count(*) FROM unanimous.branches WHERE state = 'prepared'";
+        assert_eq!(east.count(prepared).await, 3, "{name}");
+        assert_eq!(
+            east.count("SELECT count(*) FROM journal").await,
+            3,
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_name_asked_for_is_the_one_in_the_row() {
+    let coordinator = Coordinator::told("committed").await;
+    let first = Service::start().await;
+    first.prepare(&id(1), note("a")).await.is_vote("yes");
+    let database = first.database.clone();
+    drop(first.participant);
+    let renamed = unanimous_participant::Participant::builder("orient", crate::service::Journal)
+        .pool(crate::service::pool(&database, 3))
+        .coordinator(&coordinator.url);
+    // Branches of another name are another service's, until it is said that they are not.
+    let _stranger = renamed.start().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert!(coordinator.asked().is_empty());
+    let renamed = unanimous_participant::Participant::builder("orient", crate::service::Journal)
+        .pool(crate::service::pool(&database, 3))
+        .coordinator(&coordinator.url)
+        .formerly("east");
+    let _heir = renamed.start().await.unwrap();
+    coordinator.asked_again(1).await;
+    assert!(coordinator.asked()[0].ends_with("?participant=east"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_in_doubt_settle_in_seconds_beside_a_coordinator_that_never_answers() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_url = format!("http://{}", silent.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((connection, _)) = silent.accept().await {
+            kept.push(connection);
+        }
+    });
+    let coordinator = Coordinator::told("committed").await;
+    let east = Service::start().await;
+    east.prepare(&id(1), note("a")).await.is_vote("yes");
+    east.sql
+        .batch_execute(
+            "INSERT INTO unanimous.branches (participant, transaction, state, operations, digest, voted_yes)
+             SELECT participant, ('00000001-0001-8000-8000-2000' || lpad(to_hex(n), 8, '0'))::uuid, state, operations, digest, voted_yes
+             FROM unanimous.branches, generate_series(1, 10000) AS n",
+        )
+        .await
+        .unwrap();
+    let database = east.database.clone();
+    let begun = Instant::now();
+    let east = east
+        .restart(|builder| {
+            builder
+                .coordinator(silent_url)
+                .coordinator(&coordinator.url)
+        })
+        .await;
+    while east
+        .count("SELECT count(*) FROM unanimous.branches WHERE state = 'prepared'")
+        .await
+        > 0
+    {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("10,000 settled in {:?}", begun.elapsed());
+    assert_eq!(
+        east.count("SELECT count(*) FROM journal WHERE what = 'committed'")
+            .await,
+        10_001
+    );
+}

@@ -1,0 +1,163 @@
+//! Interactive work is all there at prepare, or the vote is no.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use unanimous_participant::{InteractiveError, TransactionId};
+
+use crate::{
+    inquiry::Coordinator,
+    service::{NOWHERE, Operation, Service, id, note, prepare_body},
+};
+
+fn added(text: &str) -> Operation {
+    Operation::Note {
+        text: text.to_owned(),
+    }
+}
+
+/// Takes every enlisting, and tells which session it was given.
+async fn enlisting(remaining_ms: u64) -> (Coordinator, Arc<Mutex<Vec<Value>>>) {
+    let bodies = Arc::<Mutex<Vec<Value>>>::default();
+    let seen = Arc::clone(&bodies);
+    let coordinator = Coordinator::answering(move |asked, body| {
+        if asked.contains("/outcome") {
+            return (503, String::new());
+        }
+        seen.lock().unwrap().push(body.clone());
+        let branch = json!({"participant": "east", "state": "enlisted", "attempts": 0, "last_error": null,
+                            "remaining_ms": remaining_ms});
+        (201, branch.to_string())
+    })
+    .await;
+    (coordinator, bodies)
+}
+
+fn transaction(number: u32) -> TransactionId {
+    id(number).parse().unwrap()
+}
+
+#[tokio::test]
+async fn added_operations_run_at_prepare_after_those_that_were_sent() {
+    let (coordinator, enlisted) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(NOWHERE).coordinator(url)).await;
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    let again = east.participant.interactive(transaction(1)).await.unwrap();
+    again.add(&added("c")).unwrap();
+    let enlisted = enlisted.lock().unwrap().clone();
+    assert_eq!(enlisted.len(), 1, "enlisted once, before the first work");
+    assert_eq!(enlisted[0]["participant"], "east");
+    let seen = east.get(&format!("/v1/branches/{}", id(1))).await;
+    seen.is_state("active");
+    let active = east.get("/v1/branches?state=active").await;
+    assert_eq!(active.body["branches"].as_array().unwrap().len(), 1);
+    east.commit(&id(1)).await.is_problem(409, "vote-lost");
+
+    let mut body = prepare_body(&id(1), note("a"));
+    body["session"] = enlisted[0]["session"].clone();
+    east.post("/v1/prepare", &body).await.is_vote("yes");
+    assert!(branch.add(&added("late")).is_err());
+    let east = east.restart(|builder| builder.coordinator(NOWHERE)).await;
+    east.post("/v1/prepare", &body).await.is_vote("yes");
+    east.commit(&id(1)).await.is_state("committed");
+    assert_eq!(
+        east.journal(&id(1)).await,
+        [
+            "prepared a",
+            "prepared b",
+            "prepared c",
+            "committed a",
+            "committed b",
+            "committed c"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_prepare_of_another_session_or_of_none_finds_its_work_lost() {
+    let (coordinator, enlisted) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    for (number, session) in [(1, json!("another")), (2, Value::Null)] {
+        let branch = east
+            .participant
+            .interactive(transaction(number))
+            .await
+            .unwrap();
+        branch.add(&added("b")).unwrap();
+        let mut body = prepare_body(&id(number), json!([]));
+        body["session"] = session;
+        east.post("/v1/prepare", &body).await.is_no("work-lost");
+        assert!(branch.add(&added("late")).is_err());
+    }
+    let branch = east.participant.interactive(transaction(3)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    let east = east.restart(|builder| builder.coordinator(NOWHERE)).await;
+    let mut body = prepare_body(&id(3), json!([]));
+    body["session"] = enlisted.lock().unwrap()[2]["session"].clone();
+    east.post("/v1/prepare", &body).await.is_no("work-lost");
+    assert_eq!(east.count("SELECT count(*) FROM journal").await, 0);
+}
+
+#[tokio::test]
+async fn work_of_a_client_that_died_is_dropped_at_the_deadline() {
+    let (coordinator, enlisted) = enlisting(200).await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    east.until("SELECT count(*) = 1 FROM unanimous.branches WHERE state = 'tombstone'")
+        .await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(branch.add(&added("late")).is_err());
+    let mut body = prepare_body(&id(1), json!([]));
+    body["session"] = enlisted.lock().unwrap()[0]["session"].clone();
+    east.post("/v1/prepare", &body).await.is_no("aborted");
+}
+
+#[tokio::test]
+async fn an_abort_drops_the_work() {
+    let (coordinator, _) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    east.abort(&id(1)).await.is_state("aborted");
+    assert!(matches!(
+        branch.add(&added("late")),
+        Err(InteractiveError::Ended { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_transaction_that_takes_no_more_branches_takes_no_work() {
+    let coordinator = Coordinator::answering(|_, _| {
+        let problem = json!({"type": "urn:unanimous:problem:transaction-not-active", "title": "", "status": 409,
+                             "code": "transaction-not-active", "detail": "commit has begun"});
+        (409, problem.to_string())
+    })
+    .await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let error = east
+        .participant
+        .interactive(transaction(1))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("commit has begun"), "{error}");
+    let east = east.restart(|builder| builder.coordinator(NOWHERE)).await;
+    let error = east
+        .participant
+        .interactive(transaction(1))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, InteractiveError::NoCoordinator { .. }),
+        "{error}"
+    );
+}
