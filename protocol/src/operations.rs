@@ -22,10 +22,15 @@ impl BodyDigest {
     /// # Errors
     /// When the text is not JSON, or nested deeper than [`DEPTH_MAX`].
     pub fn of_json(text: &str) -> Result<Self, InvalidOperations> {
+        Self::of_json_within(text, DEPTH_MAX)
+    }
+
+    /// The digest of a JSON text that holds operations at some depth of its own.
+    pub(crate) fn of_json_within(text: &str, depth: usize) -> Result<Self, InvalidOperations> {
         let raw: &RawValue = serde_json::from_str(text)
             .map_err(|error| InvalidOperations::Json(error.to_string()))?;
         let mut canonical = String::with_capacity(text.len());
-        write_canonical(raw, DEPTH_MAX, &mut canonical)?;
+        write_canonical(raw, depth, &mut canonical)?;
         Ok(Self(Sha256::digest(canonical.as_bytes()).into()))
     }
 }

@@ -158,6 +158,14 @@ impl Registry {
 
     /// Begins a transaction under a new id, with all that the request asked for.
     fn begin(&mut self, begin: Begin, ctx: &mut Context<Self>) -> BeginOutcome {
+        let unknown = begin
+            .branches
+            .iter()
+            .position(|(name, _)| !self.couriers.is_registered(name));
+        if let Some(at) = unknown {
+            let name = begin.branches[at].0.clone();
+            return BeginOutcome::UnknownParticipant(at, name);
+        }
         if !self.accepting {
             return BeginOutcome::ShuttingDown;
         }
@@ -470,18 +478,8 @@ impl Handler<Begin> for Registry {
     type Result = ResponseActFuture<Self, BeginOutcome>;
 
     fn handle(&mut self, begin: Begin, ctx: &mut Context<Self>) -> Self::Result {
-        let unknown = begin
-            .branches
-            .iter()
-            .position(|(name, _)| !self.couriers.is_registered(name));
         let (reply, outcome) = oneshot::channel();
-        match unknown {
-            Some(at) => {
-                let name = begin.branches[at].0.clone();
-                reply.send(BeginOutcome::UnknownParticipant(at, name)).ok();
-            }
-            None => self.claim(begin, reply, ctx),
-        }
+        self.claim(begin, reply, ctx);
         let outcome = async move { outcome.await.unwrap_or(BeginOutcome::LogUnavailable) };
         Box::pin(outcome.into_actor(self))
     }

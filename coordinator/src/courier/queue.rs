@@ -166,7 +166,7 @@ impl Queue {
             RequestKind::Prepare => {}
             // Nobody wants that vote any more. One that is in flight goes on: it may have been heard.
             RequestKind::Commit | RequestKind::Abort => {
-                // What was decided has to be delivered whenever that may be, whatever the caller passed along.
+                // An outcome is never too late, whatever its call says of the deadline.
                 call.deadline = None;
                 self.withdraw(call.branch.transaction, &[RequestKind::Prepare], actions);
             }

@@ -1,9 +1,15 @@
 //! Reading requests: bodies, query members, headers. Whatever is wrong is said with the member it stands in.
 
-use actix_web::{HttpRequest, http::header, web::Payload};
+use std::{collections::BTreeMap, fmt::Display, str::FromStr};
+
+use actix_web::{
+    HttpRequest,
+    http::header,
+    web::{self, Payload},
+};
 use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
-use unanimous_protocol::{id::TransactionId, record::IdempotencyKey};
+use unanimous_protocol::{id::TransactionId, record::IdempotencyKey, wire::Object};
 
 use super::problem::ApiProblem;
 
@@ -50,16 +56,9 @@ pub async fn read<T: DeserializeOwned>(
 
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, ApiProblem> {
     let invalid = |text: String| ApiProblem::InvalidRequest(text);
-    // Derived code alone would take an array of the members' values, and `[]` would begin a transaction.
-    if !text
-        .trim_start_matches([' ', '\t', '\n', '\r'])
-        .starts_with('{')
-    {
-        return Err(invalid("the body is no JSON object".to_owned()));
-    }
     // Deriving serde's messages name the member where they can; the path says which one of many.
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         invalid(if path == "." {
@@ -85,11 +84,42 @@ fn check_content_type(request: &HttpRequest) -> Result<(), ApiProblem> {
     }
 }
 
-/// The query as `T`, which denies unknown members.
-pub fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, ApiProblem> {
-    actix_web::web::Query::<T>::from_query(request.query_string())
-        .map(actix_web::web::Query::into_inner)
-        .map_err(|error| ApiProblem::InvalidRequest(format!("in the query: {error}")))
+/// The query's members by name. Each is given once, and only those that the route has.
+pub struct Query(BTreeMap<String, String>);
+
+impl Query {
+    /// The query of a route that has these members.
+    pub fn of(request: &HttpRequest, has: &[&str]) -> Result<Self, ApiProblem> {
+        let invalid = |text: String| ApiProblem::InvalidRequest(format!("in the query: {text}"));
+        let given = web::Query::<Vec<(String, String)>>::from_query(request.query_string());
+        let given = given.map_err(|error| invalid(error.to_string()))?;
+        let mut members = BTreeMap::new();
+        for (name, value) in given.into_inner() {
+            if !has.contains(&name.as_str()) {
+                let name = shortened(&name);
+                return Err(invalid(format!(
+                    "there is no member {name:?} on this route"
+                )));
+            }
+            if members.insert(name.clone(), value).is_some() {
+                return Err(invalid(format!("{name} is given twice")));
+            }
+        }
+        Ok(Self(members))
+    }
+
+    /// A member, where it is given.
+    pub fn member<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, ApiProblem> {
+        let value = self.0.get(name).map(|text| text.parse());
+        value
+            .transpose()
+            .map_err(|error| ApiProblem::InvalidRequest(format!("in the query: {name}: {error}")))
+    }
+}
+
+/// Refuses the members of a query on a route that has none.
+pub fn no_query(request: &HttpRequest) -> Result<(), ApiProblem> {
+    Query::of(request, &[]).map(drop)
 }
 
 /// The `Idempotency-Key`, where there is one.

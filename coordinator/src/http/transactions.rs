@@ -8,7 +8,6 @@ use actix_web::{
     http::header,
     web::{Data, Payload},
 };
-use serde::Deserialize;
 use tokio::{sync::oneshot, time::Instant};
 use unanimous_protocol::{
     coordinator::{BRANCHES_MAX, EnlistRefused, Enlisted, Event, TransactionState},
@@ -24,7 +23,7 @@ use unanimous_protocol::{
 };
 
 use super::{
-    body::{self, path_id},
+    body::{self, Query, path_id},
     location,
     problem::ApiProblem,
 };
@@ -56,6 +55,7 @@ pub async fn begin(
     payload: Payload,
     registry: Data<Addr<Registry>>,
 ) -> Answer {
+    body::no_query(&request)?;
     let key = body::idempotency_key(&request)?;
     let body: BeginRequest = body::read(&request, payload).await?;
     check_begin(&body)?;
@@ -313,6 +313,7 @@ pub async fn commit(
     registry: Data<Addr<Registry>>,
 ) -> Answer {
     let id = path_id(&request)?;
+    body::no_query(&request)?;
     let body: CommitRequest = body::read(&request, payload).await?;
     check_wait_ms(body.wait_ms)?;
     let wait = body.wait.unwrap_or_default();
@@ -331,6 +332,7 @@ pub async fn abort(
     registry: Data<Addr<Registry>>,
 ) -> Answer {
     let id = path_id(&request)?;
+    body::no_query(&request)?;
     let body: AbortRequest = body::read(&request, payload).await?;
     check_wait_ms(body.wait_ms)?;
     if body
@@ -374,6 +376,7 @@ pub async fn enlist(
     registry: Data<Addr<Registry>>,
 ) -> Answer {
     let transaction = path_id(&request)?;
+    body::no_query(&request)?;
     let EnlistRequest {
         participant,
         operations,
@@ -413,45 +416,33 @@ pub async fn enlist(
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ShowQuery {
-    wait: Option<ShowWait>,
-    wait_ms: Option<u64>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum ShowWait {
-    Decided,
-    Applied,
-}
-
 /// `GET /v1/transactions/{id}`
 pub async fn show(request: HttpRequest, registry: Data<Addr<Registry>>) -> Answer {
     let id = path_id(&request)?;
-    let query: ShowQuery = body::query(&request)?;
-    check_wait_ms(query.wait_ms)?;
-    let wait = match (query.wait, query.wait_ms) {
-        (Some(ShowWait::Decided), _) | (None, Some(_)) => Wait::Decided,
-        (Some(ShowWait::Applied), _) => Wait::Applied,
+    let query = Query::of(&request, &["wait", "wait_ms"])?;
+    let wait_ms = query.member("wait_ms")?;
+    check_wait_ms(wait_ms)?;
+    let wait = match (query.member("wait")?, wait_ms) {
+        (Some(Wait::None), _) => {
+            let text = "in the query: wait: must be decided or applied";
+            return Err(ApiProblem::InvalidRequest(text.to_owned()));
+        }
+        (Some(wait), _) => wait,
+        (None, Some(_)) => Wait::Decided,
         (None, None) => Wait::None,
     };
     let place = find(&registry, id).await?;
-    let until = holding_until(&place, query.wait_ms).await;
+    let until = holding_until(&place, wait_ms).await;
     Ok(HttpResponse::Ok().json(awaited(&registry, id, place, wait, until).await?))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OutcomeQuery {
-    participant: ParticipantName,
 }
 
 /// `GET /v1/transactions/{id}/outcome`
 pub async fn outcome(request: HttpRequest, registry: Data<Addr<Registry>>) -> Answer {
     let transaction = path_id(&request)?;
-    let OutcomeQuery { participant } = body::query(&request)?;
+    let query = Query::of(&request, &["participant"])?;
+    let participant: ParticipantName = query.member("participant")?.ok_or_else(|| {
+        ApiProblem::InvalidRequest("in the query: participant is missing".to_owned())
+    })?;
     match registry
         .send(Inquire {
             transaction,

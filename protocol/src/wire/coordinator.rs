@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::Timestamp;
+use super::{Object, Timestamp};
 use crate::{
     coordinator::{BranchPhase, TransactionState},
     id::{ParticipantName, TransactionId},
     message::{Inform, Session},
-    operations::{BodyDigest, InvalidOperations, Operations},
+    operations::{BodyDigest, DEPTH_MAX, InvalidOperations, Operations},
     record::{AbortReason, Outcome},
 };
 
@@ -21,7 +21,11 @@ pub struct BeginRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
     /// The branches to enlist at once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "named_branches"
+    )]
     pub branches: Option<Vec<NamedBranch>>,
     /// Whether to run the transaction at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,6 +39,14 @@ pub struct BeginRequest {
     /// The client's labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
+}
+
+fn named_branches<'de, D>(deserializer: D) -> Result<Option<Vec<NamedBranch>>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let branches = Option::<Vec<Object<NamedBranch>>>::deserialize(deserializer)?;
+    Ok(branches.map(|branches| branches.into_iter().map(|Object(branch)| branch).collect()))
 }
 
 impl BeginRequest {
@@ -51,7 +63,8 @@ impl BeginRequest {
         };
         let text = serde_json::to_string(&what_to_do)
             .map_err(|error| InvalidOperations::Json(error.to_string()))?;
-        BodyDigest::of_json(&text)
+        // Operations stand below the body, its list of branches, and their branch.
+        BodyDigest::of_json_within(&text, DEPTH_MAX + 3)
     }
 }
 
@@ -125,7 +138,7 @@ fn check_label(key: &str, value: &str) -> Result<(), String> {
 }
 
 /// Until when an answer is held.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
     /// Until the decision is durable.
@@ -135,6 +148,32 @@ pub enum Wait {
     Applied,
     /// Not at all.
     None,
+}
+
+/// A word that says nothing about waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be decided, applied or none")]
+pub struct InvalidWait;
+
+impl std::str::FromStr for Wait {
+    type Err = InvalidWait;
+
+    fn from_str(text: &str) -> Result<Self, InvalidWait> {
+        match text {
+            "decided" => Ok(Self::Decided),
+            "applied" => Ok(Self::Applied),
+            "none" => Ok(Self::None),
+            _ => Err(InvalidWait),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Wait {
+    // A derived one would also take `{"decided": null}` for the word.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
 }
 
 /// `POST /v1/transactions/{id}/branches`

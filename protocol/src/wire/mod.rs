@@ -6,15 +6,17 @@
 //! the protocol, not a habit of an HTTP client.
 
 mod coordinator;
+mod object;
 mod participant;
 mod problem;
 mod timestamp;
 mod view;
 
 pub use coordinator::{
-    AbortRequest, BeginRequest, BranchView, CommitRequest, EnlistAnswer, EnlistRequest, Labels,
-    NamedBranch, OutcomeAnswer, TransactionView, Wait,
+    AbortRequest, BeginRequest, BranchView, CommitRequest, EnlistAnswer, EnlistRequest,
+    InvalidWait, Labels, NamedBranch, OutcomeAnswer, TransactionView, Wait,
 };
+pub use object::Object;
 pub use participant::{
     BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe, HttpAnswer, InquiryAnswer,
     PrepareRequest, VoteAnswer, VoteWord, read_inquiry, read_reply, vote_answer,

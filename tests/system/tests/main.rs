@@ -1,1 +1,13 @@
-//! Under construction.
+//! The system from outside: real processes, real HTTP. What a test needs of a participant beyond
+//! answers it takes from `support::stub`.
+
+#[cfg(test)]
+mod api;
+#[cfg(test)]
+mod arrows;
+#[cfg(test)]
+mod process;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod trouble;

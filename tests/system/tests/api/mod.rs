@@ -1,0 +1,8 @@
+//! The coordinator's API, sentence by sentence.
+
+mod begin;
+mod enlist;
+mod keys;
+mod outcome;
+mod requests;
+mod settle;

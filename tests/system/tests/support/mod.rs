@@ -1,0 +1,18 @@
+//! The coordinator as a process, and participants that do what a test says.
+
+pub(crate) mod coordinator;
+pub(crate) mod sqlite;
+pub(crate) mod stub;
+
+use std::time::Duration;
+
+pub(crate) use coordinator::{Answer, Coordinator};
+pub(crate) use stub::{Does, Seen, Stub};
+
+/// Longer than anything takes that happens at all.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// One branch of a request's `branches`, with one operation.
+pub(crate) fn branch(participant: &str) -> serde_json::Value {
+    serde_json::json!({"participant": participant, "operations": [{"kind": "debit", "amount": 1}]})
+}
