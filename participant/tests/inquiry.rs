@@ -206,12 +206,6 @@ async fn many_in_doubt_settle_side_by_side_and_do_not_wait_for_a_coordinator_tha
     settle_beside_a_silent_coordinator(1_500).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures"]
-async fn how_long_ten_thousand_in_doubt_take() {
-    settle_beside_a_silent_coordinator(10_000).await;
-}
-
 async fn settle_beside_a_silent_coordinator(branches: i64) {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent_url = format!("http://{}", silent.local_addr().unwrap());

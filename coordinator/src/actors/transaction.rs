@@ -106,6 +106,8 @@ impl TransactionActor {
         };
         let mut actor = Self::new(record.header, machine, owed, links, None, progress, None);
         actor.milestones.decided_at = Some(record.decided_at);
+        // By an earlier life; its branches are told again.
+        actor.decision_logged = true;
         actor
     }
 

@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio_postgres::NoTls;
 
@@ -290,32 +289,4 @@ async fn a_bank_whose_database_is_not_there_yet_waits_for_it() {
     assert_eq!(bank.get("/readyz").await.0, 503);
     assert!(asked.elapsed() < Duration::from_secs(5));
     assert_eq!(bank.get("/healthz").await.0, 200);
-}
-
-/// Prints how fast it is: `cargo nextest run -p unanimous-bank --run-ignored only --no-capture`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures"]
-async fn how_many_prepares_with_their_commits_per_second() {
-    let database = fresh_database().await;
-    init(&database, 1_000, 1_000_000);
-    let bank = Bank::serve(&database);
-    for clients in [1, 16, 64] {
-        let begun = Instant::now();
-        let each = 2_000 / clients;
-        let all = (0..clients).map(|client| {
-            let bank = &bank;
-            async move {
-                for round in 0..each {
-                    let number = clients * 1_000_000 + client * 10_000 + round;
-                    let account = i64::from(number % 1_000) + 1;
-                    let (_, vote) = bank.prepare(number, json!([debit(account, 1)])).await;
-                    assert_eq!(vote["vote"], "yes");
-                    bank.outcome("commit", number).await;
-                }
-            }
-        });
-        join_all(all).await;
-        let per_second = f64::from(each * clients) / begun.elapsed().as_secs_f64();
-        println!("{clients} clients: {per_second:.0} prepares with their commits per second");
-    }
 }

@@ -6,6 +6,10 @@ mod api;
 #[cfg(test)]
 mod arrows;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
+mod kills;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod support;

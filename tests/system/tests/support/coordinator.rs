@@ -28,10 +28,17 @@ pub(crate) fn client() -> Client {
         .expect("a client can be made")
 }
 
+/// Any free port.
+const ANYWHERE: &str = "127.0.0.1:0";
+
 /// `serve` on free ports; the log is in `log`.
 pub(crate) fn serve(log: &Path) -> Program {
+    serve_at(ANYWHERE, log)
+}
+
+fn serve_at(listen: &str, log: &Path) -> Program {
     Program::new("coordinator", BINARY)
-        .args(["serve", "--listen", "127.0.0.1:0"])
+        .args(["serve", "--listen", listen])
         .args(["--admin-listen", "127.0.0.1:0"])
         .arg("--log")
         .arg(format!("sqlite:{}", log.display()))
@@ -62,9 +69,22 @@ impl Coordinator {
         participants: &[(&str, String)],
         further: impl FnOnce(Program) -> Program,
     ) -> Self {
+        Self::launch(ANYWHERE, participants, further).await
+    }
+
+    /// Starts one at a chosen address, where its later lives are found too.
+    pub(crate) async fn start_at(listen: &str, participants: &[(&str, String)]) -> Self {
+        Self::launch(listen, participants, |program| program).await
+    }
+
+    async fn launch(
+        listen: &str,
+        participants: &[(&str, String)],
+        further: impl FnOnce(Program) -> Program,
+    ) -> Self {
         let directory = scratch::directory("coordinator").expect("a directory can be made");
         let log = directory.path().join("log.sqlite");
-        let mut program = serve(&log);
+        let mut program = serve_at(listen, &log);
         for (name, url) in participants {
             program = program.args(["--participant", &format!("{name}={url}")]);
         }

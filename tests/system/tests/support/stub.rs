@@ -154,7 +154,6 @@ impl Stub {
     }
 
     /// A proxy in front of `upstream`, such as `http://127.0.0.1:8081`: paths stay as they are.
-    #[expect(dead_code, reason = "the kill tests put it in front of the bank")]
     pub(crate) async fn in_front_of(name: &str, upstream: &str) -> Self {
         let upstream = upstream.trim_end_matches('/').to_owned();
         Self::serve(name, "127.0.0.1:0", Shared::new(Some(upstream))).await
@@ -228,7 +227,6 @@ impl Stub {
     }
 
     /// From now on requests of this kind are done, and their answers wait.
-    #[expect(dead_code, reason = "the kill tests hold a real participant's answers")]
     pub(crate) fn hold_answers(&self, kind: &str) {
         self.set_held(kind, Held::Answer);
     }
