@@ -53,7 +53,7 @@ pub struct ServeArgs {
         value_delimiter = ','
     )]
     pub participants: Vec<NamedEndpoint>,
-    /// A TOML file with the same settings under the flags' names, and a table [participants]
+    /// A TOML file with the same settings under the flags' names, and a table `participants`
     #[arg(long, env = "UNANIMOUS_CONFIG", value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
 }

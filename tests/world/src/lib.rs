@@ -2,8 +2,8 @@
 //!
 //! One seed fixes everything: who asks what and when, what is lost, repeated, delayed and reordered, who crashes and
 //! between which two effects, what a disk loses with them. There is no second model of the protocol here; the shells
-//! in [`coordinator`] and [`participant`] carry out what the machines say, over a decision log ([`log`]) and disks
-//! ([`disk`]) that keep no more than they have promised. [`checker`] watches.
+//! in `coordinator` and `participant` carry out what the machines say, over a decision log (`log`) and disks
+//! (`disk`) that keep no more than they have promised. `checker` watches.
 //!
 //! What no world has yet: a log that goes back or gets a new identity, low-water marks and pruned rows, keys that a
 //! branch holds and waits for, heuristic decisions, and several processes over one participant's database.
