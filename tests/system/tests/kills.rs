@@ -435,9 +435,8 @@ fn transfer_of(number: usize) -> (Value, i64) {
 }
 
 /// Repeats the request with its key until it is told how it ended: the transaction, where it committed.
-async fn told(url: &str, number: usize) -> Option<String> {
+async fn told(client: &reqwest::Client, url: &str, number: usize) -> Option<String> {
     let (body, _) = transfer_of(number);
-    let client = client();
     until(
         &format!("transfer {number} is told"),
         3 * SOON,
@@ -464,7 +463,7 @@ async fn no_transfer_is_lost_or_doubled_while_coordinator_and_bank_are_killed() 
     const CLIENTS: usize = 16;
     let mut town = Town::start().await;
     let url = town.coordinator.url().to_owned();
-    let next = AtomicUsize::new(0);
+    let (client, next) = (client(), AtomicUsize::new(0));
     let clients = (0..CLIENTS).map(|_| async {
         let mut committed = Vec::new();
         loop {
@@ -472,7 +471,7 @@ async fn no_transfer_is_lost_or_doubled_while_coordinator_and_bank_are_killed() 
             if number >= TRANSFERS {
                 return committed;
             }
-            if let Some(transaction) = told(&url, number).await {
+            if let Some(transaction) = told(&client, &url, number).await {
                 committed.push((transaction, number));
             }
         }
