@@ -115,6 +115,8 @@ impl From<LogError> for Stop {
 /// Whose message, and what is known about it outside its row.
 pub(crate) struct Context<'a> {
     pub(crate) service: &'a dyn Service,
+    /// Its present name and former ones: a key is taken under each.
+    pub(crate) names: &'a [String],
     pub(crate) branch: &'a BranchId,
     /// Whether new work may begin under the branch's name.
     pub(crate) name_is_ours: bool,
@@ -176,14 +178,14 @@ pub(crate) async fn step(
             Effect::RollBackWork => {
                 // The savepoint is there for a prepare only; nothing else has run the service's code by then.
                 plan.roll_back_work = operations.is_some();
-                row.holds_keys = false;
+                row.keys_held = 0;
                 row.voted_yes.clear();
                 drop_session = true;
                 None
             }
             Effect::ReleaseKeys => {
-                plan.release_keys = row.holds_keys;
-                row.holds_keys = false;
+                plan.release_keys = row.keys_held;
+                row.keys_held = 0;
                 None
             }
             Effect::Store(state) => {
@@ -245,8 +247,8 @@ async fn work(
         return Err(Stop::Failed(Failed { index: 0, failure }));
     }
     if !keys.is_empty() {
-        match local.take_keys(&keys, *begun_at_ms).await? {
-            Taken::All => row.holds_keys = true,
+        match local.take_keys(context.names, &keys, *begun_at_ms).await? {
+            Taken::All { rows } => row.keys_held = rows,
             Taken::Held { key, holder } => {
                 let mine = Age {
                     begun_at_ms: *begun_at_ms,

@@ -210,6 +210,7 @@ impl Shared {
             .flatten();
         let context = Context {
             service: &*self.service,
+            names: &self.names,
             branch,
             name_is_ours,
             held,
@@ -232,9 +233,9 @@ impl Shared {
         };
         match stepped.plan {
             Some(plan) => {
-                let released = plan.release_keys;
+                let released = plan.release_keys > 0;
                 // Never cancelled and never hurried: from here on only the database knows (design rule 10).
-                let commit = tokio::time::timeout(COMMIT_MAX, local.commit(plan, &self.names));
+                let commit = tokio::time::timeout(COMMIT_MAX, local.commit(plan));
                 match commit.await {
                     Ok(committed) => committed?,
                     Err(_elapsed) => return Err(Stop::Log(LogError::Silent)),
@@ -302,7 +303,9 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
                 }
                 LogError::Broken(_) => Unanswered::Broken,
                 LogError::Unclear(_) | LogError::Silent => Unanswered::Unclear,
-                LogError::Unreadable { .. } | LogError::Foreign(_) => Unanswered::Unreadable,
+                LogError::Unreadable { .. } | LogError::Foreign(_) | LogError::KeysLost { .. } => {
+                    Unanswered::Unreadable
+                }
             };
             if answer == Unanswered::Unreadable {
                 tracing::error!(%transaction, %participant, %error, "a row that only a person can put right");
