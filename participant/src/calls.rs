@@ -127,7 +127,12 @@ impl Shared {
         loop {
             // Past the deadline a slot is still waited for, a little: the refusal is to be stored.
             let slot_by = deadline.max(Instant::now() + LOCK_PATIENCE);
-            let Some(slot) = self.connections.prepare_slot(slot_by).await else {
+            let slot = tokio::select! {
+                slot = self.connections.prepare_slot(slot_by) => slot,
+                // Holding nothing, it must not hold up the abort either.
+                () = turn.prepare.cancelled() => return Err(Unanswered::Cancelled),
+            };
+            let Some(slot) = slot else {
                 return Err(Unanswered::Overloaded);
             };
             let now = Instant::now();
@@ -215,12 +220,16 @@ impl Shared {
             name_is_ours,
             held,
         };
-        let connection = self.connections.get().await?;
+        let mut cancelled = std::pin::pin!(cancelled);
+        let connection = tokio::select! {
+            connection = self.connections.get() => connection?,
+            () = &mut cancelled => return Err(Stop::Cancelled),
+        };
         let mut local = Local::on(connection, branch.clone(), bounds);
         let stepped = tokio::select! {
             biased;
             stepped = branch::step(&mut local, &context, asked) => stepped,
-            () = cancelled => Err(Stop::Cancelled),
+            () = &mut cancelled => Err(Stop::Cancelled),
             () = tokio::time::sleep_until(until) => Err(Stop::Late),
         };
         let stepped = match stepped {

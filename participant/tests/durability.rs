@@ -164,7 +164,7 @@ async fn a_deadline_that_passes_during_the_work_is_a_no_that_is_stored_and_lets_
         assert_eq!(east.row(&id(1)).await.as_deref(), Some("refused"));
         assert!(east.journal(&id(1)).await.is_empty());
         east.prepare(&id(1), operations).await.is_no("deadline");
-        east.until("SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()")
+        east.until("SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND datname = current_database() AND pid <> pg_backend_pid()")
             .await;
     }
 }
