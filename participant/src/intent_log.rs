@@ -594,7 +594,8 @@ const LIST_IN_DOUBT: &str = "\
     SELECT participant, transaction, state, (extract(epoch FROM since) * 1000)::bigint \
     FROM unanimous.branches \
     WHERE participant = ANY ($1) AND state = 'prepared' AND (transaction, participant) > ($2, $3) \
-      AND since <= clock_timestamp() - $4 * interval '1 millisecond' \
+      AND ($4::float8 IS NULL OR since > clock_timestamp() \
+           OR since <= clock_timestamp() - $4::float8 * interval '1 millisecond') \
     ORDER BY transaction, participant LIMIT $5";
 
 /// A place in the order of branches: everything after it is still to come.
@@ -650,7 +651,7 @@ pub(crate) async fn list(
     let words: &[&str] = match state {
         None => &["prepared", "committed", "refused", "aborted", "tombstone"],
         Some(BranchState::Prepared) => {
-            return in_doubt(connection, names, after, Duration::ZERO, limit).await;
+            return in_doubt(connection, names, after, None, limit).await;
         }
         Some(BranchState::Committed) => &["committed"],
         Some(BranchState::Aborted) => &["refused", "aborted", "tombstone"],
@@ -669,16 +670,18 @@ pub(crate) async fn list(
     rows.await?.iter().map(read_seen).collect()
 }
 
-/// Up to `limit` branches that have been in doubt for at least `longer_than`, in the order of their ids.
+/// Up to `limit` branches that have been in doubt for at least `longer_than`, in the order of their ids; without it, all
+/// that are. One that is in doubt since later than now has been for long enough as well: the database's clock was set
+/// back, and nobody's doubt may last until it has caught up (design rule 13).
 pub(crate) async fn in_doubt(
     connection: &Object,
     names: &[String],
     after: &After,
-    longer_than: Duration,
+    longer_than: Option<Duration>,
     limit: i64,
 ) -> Result<Vec<Seen>, LogError> {
     let statement = connection.prepare_cached(LIST_IN_DOUBT).await?;
-    let longer_than_ms = longer_than.as_millis() as f64;
+    let longer_than_ms = longer_than.map(|longer_than| longer_than.as_millis() as f64);
     let params: [&(dyn ToSql + Sync); 5] = [
         &names,
         &after.transaction,
