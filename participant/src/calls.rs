@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use unanimous_protocol::{
     branch::{Answer, Event},
     id::BranchId,
+    message::Inform,
     wire::PrepareRequest,
 };
 
@@ -168,7 +169,7 @@ impl Shared {
                     }
                     patience.waited = since.elapsed();
                 }
-                Err(stop) => return Err(unanswered(branch, stop)),
+                Err(stop) => return Err(unanswered(branch, None, stop)),
             }
         }
     }
@@ -187,10 +188,11 @@ impl Shared {
             drop(tokio::time::timeout(CANCEL_PATIENCE, prepare.ended()).await);
         }
         let until = Instant::now() + OUTCOME_MAX;
+        let decided = decided(&event);
         let asked = Asked::Event(event);
         self.attempt(branch, &asked, until, std::future::pending())
             .await
-            .map_err(|stop| unanswered(branch, stop))
+            .map_err(|stop| unanswered(branch, decided, stop))
     }
 
     /// One local transaction: begins, steps, and ends it, one way or the other.
@@ -278,8 +280,49 @@ impl Shared {
     }
 }
 
-/// Logs what happened, once, and says what the caller may know of it.
-fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
+/// The outcome that an event brings, in words.
+fn decided(event: &Event) -> Option<&'static str> {
+    match event {
+        Event::CommitReceived | Event::Informed(Inform::Committed) => Some("commit"),
+        Event::AbortReceived | Event::Informed(Inform::Aborted) => Some("abort"),
+        Event::PrepareReceived { .. }
+        | Event::Worked(_)
+        | Event::Applied
+        | Event::Undone
+        | Event::Informed(Inform::Pending)
+        | Event::DeadlinePassed => None,
+    }
+}
+
+/// Nothing like a prepare that could not find out: others have this outcome already, this branch keeps what it promised
+/// and holds, and where it fails every time nobody but the service's author can end that.
+fn not_applied(branch: &BranchId, decided: &str, operation: Option<usize>, error: &str) {
+    tracing::error!(transaction = %branch.transaction, participant = %branch.participant, operation, error,
+        "a decided {decided} can not be applied, it was rolled back; the branch stays in doubt and keeps what it holds, \
+         and the coordinator asks again until it succeeds");
+}
+
+/// Whether the service's own work is what failed, and not the way to the database.
+fn is_services(error: &LogError) -> bool {
+    match error {
+        LogError::Broken(_) => true,
+        // What the server refuses at the commit is a constraint that is checked there; class 57 is an operator's doing.
+        LogError::Unclear(error) => error
+            .code()
+            .is_some_and(|code| !code.code().starts_with("57")),
+        LogError::Busy(_)
+        | LogError::Unavailable(_)
+        | LogError::NoConnection(_)
+        | LogError::NoAnswer
+        | LogError::Silent
+        | LogError::Unreadable { .. }
+        | LogError::Foreign(_)
+        | LogError::KeysLost { .. } => false,
+    }
+}
+
+/// Logs what happened, once, and says what the caller may know of it. `decided`: the outcome that was told, if one was.
+fn unanswered(branch: &BranchId, decided: Option<&str>, stop: Stop) -> Unanswered {
     let transaction = branch.transaction;
     let participant = &branch.participant;
     match stop {
@@ -288,7 +331,11 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
         Stop::KeyHeld { key } | Stop::KeyBusy { key } => Unanswered::KeyBusy { key },
         Stop::Cancelled => Unanswered::Cancelled,
         Stop::Late => {
-            tracing::warn!(%transaction, %participant, "the service's code took longer than it may; rolled back");
+            match decided {
+                Some(decided) => not_applied(branch, decided, None, "it took longer than it may"),
+                None => tracing::warn!(%transaction, %participant,
+                    "the service's code took longer than it may; rolled back"),
+            }
             Unanswered::Late
         }
         Stop::Outdated(invalid) => {
@@ -297,9 +344,12 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
             Unanswered::Outdated(invalid)
         }
         Stop::Failed(failed) => {
-            let error = failed.failure.into_source();
-            tracing::warn!(%transaction, %participant, operation = failed.index, error = %chain(&*error),
-                "the service could not find out; rolled back, and the coordinator asks again");
+            let error = chain(&*failed.failure.into_source());
+            match decided {
+                Some(decided) => not_applied(branch, decided, Some(failed.index), &error),
+                None => tracing::warn!(%transaction, %participant, operation = failed.index, error,
+                    "the service could not find out; rolled back, and the coordinator asks again"),
+            }
             Unanswered::Failed {
                 index: failed.index,
             }
@@ -318,6 +368,8 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
             };
             if answer == Unanswered::Unreadable {
                 tracing::error!(%transaction, %participant, %error, "a row that only a person can put right");
+            } else if let Some(decided) = decided.filter(|_| is_services(&error)) {
+                not_applied(branch, decided, None, &chain(&error));
             } else {
                 tracing::warn!(%transaction, %participant, error = %chain(&error), "no answer");
             }

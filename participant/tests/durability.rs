@@ -6,7 +6,7 @@ use serde_json::json;
 use unanimous_participant::StartError;
 
 use crate::service::{
-    NOWHERE, Service, branch_body, connect, east, fresh_database, id, note, pool, post,
+    NOWHERE, Service, branch_body, connect, east, fresh_database, id, logged, note, pool, post,
     prepare_body,
 };
 
@@ -350,4 +350,51 @@ async fn connections_that_were_cut_are_replaced() {
         answer.is_state("committed");
     }
     assert_eq!(east.journal(&id(1)).await, ["prepared a", "committed a"]);
+}
+
+#[tokio::test]
+async fn a_decided_outcome_that_can_not_be_applied_is_an_alarm() {
+    let east = Service::start().await;
+    // By a trigger that runs at the commit, and only once there is an outcome.
+    east.sql
+        .batch_execute(
+            "CREATE FUNCTION too_late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF NEW.what <> 'prepared' AND NEW.text = 'too late' THEN RAISE EXCEPTION 'too late'; END IF;
+                 RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER too_late AFTER INSERT ON journal DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION too_late();",
+        )
+        .await
+        .unwrap();
+    let (lines, _until) = logged();
+    for (number, text) in [(1, "never applied"), (2, "too late")] {
+        let one = id(number);
+        east.prepare(&one, note(text)).await.is_vote("yes");
+        assert_eq!(east.commit(&one).await.status, 503, "{text}");
+        assert_eq!(east.row(&one).await.as_deref(), Some("prepared"), "{text}");
+        let lines = lines.lock().unwrap();
+        let alarm = lines.last().unwrap();
+        for word in [
+            "ERROR",
+            &one,
+            "a decided commit can not be applied",
+            "the coordinator asks again",
+        ] {
+            assert!(alarm.contains(word), "{word}: {alarm}");
+        }
+    }
+    assert_eq!(east.abort(&id(2)).await.status, 503);
+    let alarm = lines.lock().unwrap().pop().unwrap();
+    assert!(
+        alarm.contains("a decided abort can not be applied"),
+        "{alarm}"
+    );
+    east.prepare(&id(3), json!([{"kind": "fail"}]))
+        .await
+        .is_problem(503, "service-failed");
+    let warning = lines.lock().unwrap().pop().unwrap();
+    assert!(
+        warning.starts_with("WARN") && warning.contains("could not find out"),
+        "{warning}"
+    );
 }
