@@ -10,7 +10,7 @@ use unanimous_protocol::{
     branch::{Answer, Branch, Effect, Event, State},
     id::BranchId,
     keys::{self, Age, GiveUp, KeyWait},
-    message::{Refusal, RefusalCode, Session, Vote},
+    message::{Refusal, RefusalCode, Reply, Session, Vote},
     operations::Operations,
 };
 
@@ -76,8 +76,19 @@ pub(crate) struct Stepped {
     pub(crate) plan: Option<Plan>,
     /// To give once that is done.
     pub(crate) answer: Option<Answer>,
-    /// Whether the session's work is now in the row, or gone: either way no longer in memory.
-    pub(crate) drop_session: bool,
+    /// What becomes of the interactive work that this process holds of the branch.
+    pub(crate) session: SessionAfter,
+}
+
+/// What becomes of a branch's interactive work once its message is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SessionAfter {
+    /// It is still all there is of the branch.
+    Kept,
+    /// It voted read-only, of which nothing is stored: a repeat, whose first answer was lost, does the work again.
+    VotedReadOnly,
+    /// The row answers from now on.
+    Gone,
 }
 
 /// Why a message ended without an answer of the branch. The local transaction is to be rolled back.
@@ -159,7 +170,6 @@ pub(crate) async fn step(
     let mut waiting = VecDeque::from(std::mem::take(&mut effects));
     let mut plan = Plan::default();
     let mut answer = None;
-    let mut drop_session = false;
     while let Some(effect) = waiting.pop_front() {
         let came_back = match effect {
             Effect::Work => Some(Event::Worked(work(local, context, asked, &mut row).await?)),
@@ -180,7 +190,6 @@ pub(crate) async fn step(
                 plan.roll_back_work = operations.is_some();
                 row.keys_held = 0;
                 row.voted_yes.clear();
-                drop_session = true;
                 None
             }
             Effect::ReleaseKeys => {
@@ -191,7 +200,6 @@ pub(crate) async fn step(
             Effect::Store(state) => {
                 row.state = state;
                 plan.store = Some(row.clone());
-                drop_session = true;
                 None
             }
             Effect::Answer { reply, forced } => {
@@ -207,10 +215,17 @@ pub(crate) async fn step(
     }
     // Without a new state there is nothing to commit, but for the flush behind a repeated yes or committed.
     let keep = plan.store.is_some() || (plan.forced && !inserted);
+    let session = if !inserted || plan.store.is_some() {
+        SessionAfter::Gone
+    } else if answer == Some(Answer::Reply(Reply::Vote(Vote::ReadOnly))) {
+        SessionAfter::VotedReadOnly
+    } else {
+        SessionAfter::Kept
+    };
     Ok(Stepped {
         plan: keep.then_some(plan),
         answer,
-        drop_session,
+        session,
     })
 }
 

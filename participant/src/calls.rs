@@ -15,7 +15,7 @@ use unanimous_protocol::{
 };
 
 use crate::{
-    branch::{self, Asked, Context, KeyPatience, Stop},
+    branch::{self, Asked, Context, KeyPatience, SessionAfter, Stop},
     intent_log::{Bounds, Local, LogError, end_backend},
     keys::Waiter,
     participant::Shared,
@@ -257,8 +257,12 @@ impl Shared {
             }
             None => self.give_back(local).await,
         }
-        if stepped.drop_session && name_is_ours {
-            self.sessions.forget(branch.transaction);
+        if name_is_ours {
+            match stepped.session {
+                SessionAfter::Kept => {}
+                SessionAfter::VotedReadOnly => self.sessions.voted_read_only(branch.transaction),
+                SessionAfter::Gone => self.sessions.forget(branch.transaction),
+            }
         }
         Ok(stepped.answer)
     }

@@ -33,8 +33,9 @@ pub const TRANSACTION_HEADER: &str = "Unanimous-Transaction";
 
 /// Interactive branches that one process holds, at most.
 const SESSIONS_MAX: usize = 10_000;
-/// Work that a prepare has read is kept so much longer than its deadline.
-const SEALED_GRACE: Duration = Duration::from_secs(60);
+/// Work that a prepare has read is kept so much longer than its deadline, which is reckoned from before the enlisting
+/// was sent and so may be early by as long as that took.
+const SEALED_GRACE: Duration = Duration::from_secs(5);
 /// How often overdue work is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -183,6 +184,8 @@ struct Open {
     bytes: usize,
     /// A prepare has read it: what came later would be lost.
     sealed: bool,
+    /// It is kept only for a repeat of that prepare.
+    voted_read_only: bool,
     deadline: Instant,
     since: Timestamp,
 }
@@ -212,6 +215,13 @@ impl Sessions {
         let branch = open.get_mut(&transaction)?;
         branch.sealed = true;
         Some(branch.held())
+    }
+
+    /// Its prepare was answered, and nothing of it is stored.
+    pub(crate) fn voted_read_only(&self, transaction: TransactionId) {
+        if let Some(branch) = self.open().get_mut(&transaction) {
+            branch.voted_read_only = true;
+        }
     }
 
     /// It is in the row now, or gone.
@@ -261,8 +271,8 @@ impl Sessions {
         Ok(())
     }
 
-    /// Whose deadline has passed without a prepare; or long ago, where the prepare found no end and no abort came.
-    fn overdue(&self, now: Instant) -> Vec<TransactionId> {
+    /// Whose deadline has passed without a prepare; or a while ago, where the prepare found no end and no abort came.
+    fn overdue(&self, now: Instant) -> Vec<Overdue> {
         let open = self.open();
         let overdue = open.iter().filter(|(_, branch)| {
             let grace = if branch.sealed {
@@ -272,7 +282,22 @@ impl Sessions {
             };
             branch.deadline + grace <= now
         });
-        overdue.map(|(transaction, _)| *transaction).collect()
+        overdue
+            .map(|(transaction, branch)| Overdue {
+                transaction: *transaction,
+                voted_read_only: branch.voted_read_only,
+            })
+            .collect()
+    }
+
+    /// Whether one more can be held. What is kept only for a repeat that hardly ever comes gives way first: without it
+    /// such a repeat is voted no, and no more.
+    fn has_room(&self) -> bool {
+        let mut open = self.open();
+        if open.len() >= SESSIONS_MAX {
+            open.retain(|_, branch| !branch.voted_read_only);
+        }
+        open.len() < SESSIONS_MAX
     }
 
     /// The branch, if it is held here.
@@ -286,14 +311,21 @@ impl Sessions {
             .map(|branch| seen(transaction, participant, branch))
     }
 
-    /// All that are held here, behind `after`.
+    /// All that are held here and not voted on, behind `after`.
     pub(crate) fn list(&self, participant: &ParticipantName, after: &After) -> Vec<Seen> {
         let open = self.open();
         open.iter()
             .map(|(transaction, branch)| seen(*transaction, participant, branch))
-            .filter(|seen| after.is_before(&seen.branch))
+            .filter(|seen| seen.state == BranchState::Active && after.is_before(&seen.branch))
             .collect()
     }
+}
+
+/// Work that nobody will prepare any more.
+#[derive(Debug, PartialEq, Eq)]
+struct Overdue {
+    transaction: TransactionId,
+    voted_read_only: bool,
 }
 
 fn seen(transaction: TransactionId, participant: &ParticipantName, branch: &Open) -> Seen {
@@ -302,7 +334,11 @@ fn seen(transaction: TransactionId, participant: &ParticipantName, branch: &Open
             transaction,
             participant: participant.clone(),
         },
-        state: BranchState::Active,
+        state: if branch.voted_read_only {
+            BranchState::ReadOnly
+        } else {
+            BranchState::Active
+        },
         since: branch.since,
     }
 }
@@ -311,7 +347,7 @@ impl Shared {
     /// Enlists this participant, under a new session, at the coordinator that runs the transaction.
     async fn enlist(&self, transaction: TransactionId) -> Result<Session, InteractiveError> {
         let participant = self.name.clone();
-        if self.sessions.open().len() >= SESSIONS_MAX {
+        if !self.sessions.has_room() {
             return Err(InteractiveError::Full {
                 transaction,
                 participant,
@@ -366,6 +402,7 @@ impl Shared {
                 added: Vec::new(),
                 bytes: 0,
                 sealed: false,
+                voted_read_only: false,
                 deadline: asked_at + Duration::from_millis(answer.remaining_ms.min(600_000)),
                 since: Timestamp(wall_now()),
             };
@@ -385,16 +422,25 @@ impl Shared {
     /// Drops the interactive work whose deadline has passed: before its yes a branch may abort freely, and a dead client
     /// leaves nothing behind.
     async fn drop_overdue_sessions(&self) {
-        for transaction in self.sessions.overdue(Instant::now()) {
+        let mut database_answers = true;
+        for overdue in self.sessions.overdue(Instant::now()) {
             let branch = BranchId {
-                transaction,
+                transaction: overdue.transaction,
                 participant: self.name.clone(),
             };
-            tracing::info!(%transaction, participant = %self.name,
-                "interactive work dropped: its deadline passed without a prepare");
-            // Without its tombstone the work is gone all the same; a prepare of its session is then `work-lost`.
-            drop(self.event(&branch, Event::DeadlinePassed).await);
-            self.sessions.forget(transaction);
+            if self.running.is_preparing(&branch) {
+                // It ends by itself, and finds its work until then.
+                continue;
+            }
+            // Without its tombstone the work is gone all the same; a prepare of its session is then `work-lost`. So a
+            // database that is away does not make the rest wait, each for its own failure.
+            if !overdue.voted_read_only && database_answers {
+                tracing::info!(transaction = %branch.transaction, participant = %self.name,
+                    "interactive work dropped: its deadline passed and no prepare had ended it");
+                let ended = self.event(&branch, Event::DeadlinePassed).await;
+                database_answers = ended.is_ok();
+            }
+            self.sessions.forget(branch.transaction);
         }
     }
 }
@@ -420,4 +466,57 @@ fn wall_now() -> WallMillis {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     WallMillis(i64::try_from(since_1970.as_millis()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transaction(number: u32) -> TransactionId {
+        let id = format!("00000001-0001-8000-8000-1000{number:08x}");
+        id.parse().unwrap()
+    }
+
+    fn hold(sessions: &Sessions, number: u32, deadline: Instant) {
+        let open = Open {
+            session: "s".parse().unwrap(),
+            added: Vec::new(),
+            bytes: 0,
+            sealed: false,
+            voted_read_only: false,
+            deadline,
+            since: Timestamp(wall_now()),
+        };
+        sessions.open().insert(transaction(number), open);
+    }
+
+    #[test]
+    fn work_goes_at_its_deadline_and_what_a_prepare_has_read_a_little_later() {
+        let sessions = Sessions::default();
+        let deadline = Instant::now();
+        (1..=3).for_each(|number| hold(&sessions, number, deadline));
+        sessions.seal(transaction(2)).unwrap();
+        sessions.seal(transaction(3)).unwrap();
+        sessions.voted_read_only(transaction(3));
+        let overdue = |number, voted_read_only| Overdue {
+            transaction: transaction(number),
+            voted_read_only,
+        };
+        assert_eq!(sessions.overdue(deadline - LOOK_EVERY), []);
+        assert_eq!(sessions.overdue(deadline), [overdue(1, false)]);
+        let all = [overdue(1, false), overdue(2, false), overdue(3, true)];
+        assert_eq!(sessions.overdue(deadline + SEALED_GRACE), all);
+    }
+
+    #[test]
+    fn what_is_kept_for_a_repeat_only_gives_way_when_there_is_no_room() {
+        let sessions = Sessions::default();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        (1..=SESSIONS_MAX as u32).for_each(|number| hold(&sessions, number, deadline));
+        assert!(!sessions.has_room());
+        sessions.voted_read_only(transaction(7));
+        assert!(sessions.has_room());
+        assert!(sessions.held(transaction(7)).is_none());
+        assert!(sessions.held(transaction(8)).is_some());
+    }
 }

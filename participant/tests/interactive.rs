@@ -10,7 +10,7 @@ use unanimous_participant::{InteractiveError, TransactionId};
 
 use crate::{
     inquiry::Coordinator,
-    service::{NOWHERE, Operation, Service, id, note, prepare_body},
+    service::{NOWHERE, Operation, Service, branch_body, id, note, post, prepare_body},
 };
 
 fn added(text: &str) -> Operation {
@@ -118,6 +118,47 @@ async fn work_of_a_client_that_died_is_dropped_at_the_deadline() {
     let mut body = prepare_body(&id(1), json!([]));
     body["session"] = enlisted.lock().unwrap()[0]["session"].clone();
     east.post("/v1/prepare", &body).await.is_no("aborted");
+}
+
+#[tokio::test]
+async fn a_read_only_vote_is_repeated_when_its_answer_was_lost() {
+    let (coordinator, enlisted) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&Operation::Look).unwrap();
+    let mut body = prepare_body(&id(1), json!([]));
+    body["session"] = enlisted.lock().unwrap()[0]["session"].clone();
+    for _ in 0..3 {
+        east.post("/v1/prepare", &body).await.is_vote("read_only");
+    }
+    assert!(branch.add(&added("late")).is_err());
+    assert_eq!(east.count("SELECT count(*) FROM journal").await, 0);
+    let seen = east.get(&format!("/v1/branches/{}", id(1))).await;
+    seen.is_state("read_only");
+    let active = east.get("/v1/branches?state=active").await;
+    assert_eq!(active.body["branches"], json!([]));
+    body["session"] = json!("another");
+    east.post("/v1/prepare", &body).await.is_no("work-lost");
+}
+
+#[tokio::test]
+async fn work_is_forgotten_as_soon_as_a_row_answers_for_it() {
+    let (coordinator, enlisted) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    // The abort reaches another process of the service.
+    let other = crate::service::east(&east.database).coordinator(NOWHERE);
+    let other = other.start().await.unwrap();
+    let aborted = post(&other, "/v1/abort", &branch_body(&id(1))).await;
+    aborted.is_state("aborted");
+    let mut body = prepare_body(&id(1), json!([]));
+    body["session"] = enlisted.lock().unwrap()[0]["session"].clone();
+    east.post("/v1/prepare", &body).await.is_no("aborted");
+    let active = east.get("/v1/branches?state=active").await;
+    assert_eq!(active.body["branches"], json!([]));
 }
 
 #[tokio::test]
