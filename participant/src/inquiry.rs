@@ -111,14 +111,19 @@ impl Coordinator {
         })
     }
 
-    fn answered(&self) {
+    /// Whether it did not answer the last time.
+    pub(crate) fn is_set_aside(&self) -> bool {
+        self.health(|health| health.aside_until.is_some())
+    }
+
+    pub(crate) fn answered(&self) {
         self.health(|health| {
             health.failures = 0;
             health.aside_until = None;
         });
     }
 
-    fn did_not_answer(&self, now: Instant) {
+    pub(crate) fn did_not_answer(&self, now: Instant) {
         self.health(|health| {
             health.failures = (health.failures + 1).min(16);
             let aside = jittered(PAUSE_MIN * (1 << health.failures.min(10)), ASIDE_MAX);

@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     pub(crate) settling: Semaphore,
     pub(crate) inquire_after: Duration,
     pub(crate) inquire_every_max: Duration,
-    runtime: Handle,
+    pub(crate) runtime: Handle,
 }
 
 struct Background([AbortHandle; 2]);

@@ -2,9 +2,10 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use unanimous_participant::{InteractiveError, TransactionId};
 
@@ -19,6 +20,12 @@ fn added(text: &str) -> Operation {
     }
 }
 
+fn enlisted_answer(remaining_ms: u64) -> String {
+    let branch = json!({"participant": "east", "state": "enlisted", "attempts": 0, "last_error": null,
+                        "remaining_ms": remaining_ms});
+    branch.to_string()
+}
+
 /// Takes every enlisting, and tells which session it was given.
 async fn enlisting(remaining_ms: u64) -> (Coordinator, Arc<Mutex<Vec<Value>>>) {
     let bodies = Arc::<Mutex<Vec<Value>>>::default();
@@ -28,9 +35,7 @@ async fn enlisting(remaining_ms: u64) -> (Coordinator, Arc<Mutex<Vec<Value>>>) {
             return (503, String::new());
         }
         seen.lock().unwrap().push(body.clone());
-        let branch = json!({"participant": "east", "state": "enlisted", "attempts": 0, "last_error": null,
-                            "remaining_ms": remaining_ms});
-        (201, branch.to_string())
+        (201, enlisted_answer(remaining_ms))
     })
     .await;
     (coordinator, bodies)
@@ -159,6 +164,94 @@ async fn work_is_forgotten_as_soon_as_a_row_answers_for_it() {
     east.post("/v1/prepare", &body).await.is_no("aborted");
     let active = east.get("/v1/branches?state=active").await;
     assert_eq!(active.body["branches"], json!([]));
+}
+
+#[tokio::test]
+async fn an_enlisting_without_an_answer_is_tried_again_with_the_same_session() {
+    let bodies = Arc::<Mutex<Vec<Value>>>::default();
+    let seen = Arc::clone(&bodies);
+    let coordinator = Coordinator::answering(move |_, body| {
+        let mut seen = seen.lock().unwrap();
+        seen.push(body.clone());
+        // It takes each of them, and the first answer gets lost on the way.
+        match seen.len() {
+            1 => (502, String::new()),
+            _ => (200, enlisted_answer(20_000)),
+        }
+    })
+    .await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let error = east.participant.interactive(transaction(1)).await;
+    assert!(matches!(error, Err(InteractiveError::NoCoordinator { .. })));
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    let bodies = bodies.lock().unwrap().clone();
+    assert_eq!(bodies.len(), 2);
+    assert_eq!(bodies[0], bodies[1]);
+    let mut body = prepare_body(&id(1), json!([]));
+    body["session"] = bodies[0]["session"].clone();
+    east.post("/v1/prepare", &body).await.is_vote("yes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_enlisting_goes_on_when_the_request_that_began_it_is_dropped() {
+    let (arrives, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    let (goes_on, go_on) = std::sync::mpsc::channel::<()>();
+    let go_on = Mutex::new(go_on);
+    let coordinator = Coordinator::answering(move |asked, _| {
+        if asked.contains("/outcome") {
+            return (503, String::new());
+        }
+        arrives.send(()).unwrap();
+        go_on.lock().unwrap().recv().unwrap();
+        (201, enlisted_answer(20_000))
+    })
+    .await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let participant = east.participant.clone();
+    let first = tokio::spawn(async move { participant.interactive(transaction(1)).await });
+    arrived.recv().await.unwrap();
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    // For one enlisting, and for one more if it comes.
+    goes_on.send(()).unwrap();
+    goes_on.send(()).unwrap();
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    assert!(arrived.try_recv().is_err(), "enlisted once");
+}
+
+#[tokio::test]
+async fn a_coordinator_that_never_answers_throttles_no_interactive_work() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_url = format!("http://{}", silent.local_addr().unwrap());
+    let (coordinator, _) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east =
+        Service::start_with(|builder| builder.coordinator(silent_url).coordinator(url)).await;
+    let begun = Instant::now();
+    // One behind the other, each behind the silent one's 3 s, they would take half a minute.
+    let first = (1..=10).map(|number| east.participant.interactive(transaction(number)));
+    for branch in join_all(first).await {
+        branch.unwrap();
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
+    let begun = Instant::now();
+    for number in 11..=20 {
+        let branch = east.participant.interactive(transaction(number)).await;
+        branch.unwrap();
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]
