@@ -6,8 +6,9 @@
 //! knows what it is in the middle of. Nothing here knows which message it serves.
 //!
 //! Durability: `SET LOCAL synchronous_commit` decides at the commit, behind whatever the service's code set, so a role or
-//! a database that turned it off can not weaken a promise. Left out: the driver does not show the warning with which a
-//! commit tells that its wait for a synchronous standby was cancelled; nothing in this crate cancels a commit.
+//! a database that turned it off can not weaken a promise. Nothing in this crate cancels a commit; where somebody else
+//! does while it waits for a synchronous standby, the connections of [`crate::watched`] make it unclear, and those of
+//! another pool can not tell.
 
 use std::{error::Error, pin::Pin, time::Duration};
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use unanimous_participant::StartError;
+use unanimous_participant::{StartError, deadpool_postgres::Pool, tokio_postgres::NoTls, watched};
 
 use crate::service::{
     NOWHERE, Service, branch_body, connect, east, fresh_database, id, logged, note, pool, post,
@@ -397,4 +397,37 @@ async fn a_decided_outcome_that_can_not_be_applied_is_an_alarm() {
         warning.starts_with("WARN") && warning.contains("could not find out"),
         "{warning}"
     );
+}
+
+#[tokio::test]
+async fn a_commit_that_stopped_waiting_for_its_standby_is_unclear() {
+    let east = Service::start().await;
+    // The server's own warning needs a standby; this one comes at the same place, in front of the commit's answer.
+    east.sql
+        .batch_execute(
+            "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 RAISE WARNING '%', NEW.text; RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER warn AFTER INSERT ON journal DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION warn();",
+        )
+        .await
+        .unwrap();
+    let pool = Pool::builder(watched(east.database.clone(), NoTls))
+        .max_size(3)
+        .build()
+        .unwrap();
+    let east = east
+        .restart(|builder| builder.pool(pool).coordinator(NOWHERE))
+        .await;
+    east.prepare(&id(1), note("the disk is nearly full"))
+        .await
+        .is_vote("yes");
+    let cancelled = note("canceling wait for synchronous replication due to user request");
+    let answer = east.prepare(&id(2), cancelled.clone()).await;
+    answer.is_problem(503, "commit-unclear");
+    east.until("SELECT count(*) = 2 FROM unanimous.branches WHERE state = 'prepared'")
+        .await;
+    // Asked again, its commit is forced again: by then the standby has everything.
+    east.prepare(&id(2), cancelled).await.is_vote("yes");
+    assert_eq!(east.journal(&id(2)).await.len(), 1);
 }
