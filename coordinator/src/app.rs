@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
+    num::NonZero,
     sync::Arc,
     time::Duration,
 };
@@ -9,6 +10,7 @@ use std::{
 use actix::{Actor as _, Addr, Arbiter};
 use actix_web::{App as WebApp, HttpServer, dev::ServerHandle, web::Data};
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
@@ -19,7 +21,7 @@ use unanimous_protocol::id::Node;
 
 use crate::{
     actors::{
-        recovery::{Recovered, recover},
+        recovery::{NoLife, Recovered, recover},
         registry::{Bounds, Condition, Drain, Recover, Registry},
     },
     config::{LogUrl, Settings},
@@ -173,8 +175,10 @@ impl App {
         tokio::select! {
             why = &mut fenced => return Ok(Ending::Fenced(why)),
             _ = is_drained => info!("every transaction is decided"),
+            _ = terminate.recv() => warn!("SIGTERM again: what is undecided is left to the next life"),
+            _ = interrupt.recv() => warn!("SIGINT again: what is undecided is left to the next life"),
             () = tokio::time::sleep(self.grace) => warn!(
-                "the grace time is over: undecided transactions are aborted, as everything is that has no record"
+                "the grace time is over: what is undecided is left to the next life"
             ),
         }
         for handle in handles {
@@ -236,16 +240,34 @@ async fn begin_life(log: &Arc<dyn DecisionLog>, node: Node) -> anyhow::Result<Re
     loop {
         match recover(log, node).await {
             Ok(recovered) => return Ok(recovered),
-            Err(error @ LogError::Unavailable(_)) => {
+            Err(NoLife::Log(error @ LogError::Unavailable(_))) => {
                 warn!(
                     error = &error as &dyn std::error::Error,
                     "the start waits for the decision log"
                 );
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            Err(error @ LogError::Broken(_)) => return Err(error.into()),
+            Err(error @ (NoLife::Log(LogError::Broken(_)) | NoLife::WentBack(_))) => {
+                return Err(error.into());
+            }
         }
     }
+}
+
+/// How many connections clients may have, all workers together. Each is a file descriptor, and clients that hold theirs
+/// open must not keep the coordinator from its participants, its log and its admin listener.
+fn connections_max() -> usize {
+    const MOST: u64 = 50_000;
+    const RESERVED: u64 = 512;
+    // As many as the system lets this process have; a limit that can not be read or raised is left as it is.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let wanted = hard.min(MOST + RESERVED).max(soft);
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok();
+    let descriptors = if raised { wanted } else { soft };
+    let connections = descriptors
+        .saturating_sub(RESERVED)
+        .clamp(descriptors / 2, MOST);
+    usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
 fn serve(
@@ -254,12 +276,16 @@ fn serve(
     registry: &Addr<Registry>,
     condition: &watch::Receiver<Condition>,
 ) -> anyhow::Result<Vec<actix_web::dev::Server>> {
+    let workers = std::thread::available_parallelism().map_or(2, NonZero::get);
+    let connections = connections_max();
     let registry = registry.clone();
     let api = HttpServer::new(move || {
         WebApp::new()
             .app_data(Data::new(registry.clone()))
             .configure(http::api)
     })
+    .workers(workers)
+    .max_connections(connections / workers)
     .keep_alive(KEEP_ALIVE)
     .client_request_timeout(HEAD_TIMEOUT)
     .disable_signals()

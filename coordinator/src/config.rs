@@ -1,7 +1,8 @@
 //! Settings: flags win over environment over file. Parsed once, checked once.
 //!
 //! Every flag has an environment variable (`--admin-listen`, `UNANIMOUS_ADMIN_LISTEN`) and a key in the file
-//! (`admin-listen = "127.0.0.1:7071"`). Participants are merged by name.
+//! (`admin-listen = "127.0.0.1:7071"`). Participants given by flags replace those of
+//! the environment; what they do not name is taken from the file.
 
 use std::{
     collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration,

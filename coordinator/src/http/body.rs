@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt::Display, str::FromStr};
 
+use std::time::Duration;
+
 use actix_web::{
     HttpRequest,
     http::header,
@@ -15,6 +17,8 @@ use super::problem::ApiProblem;
 
 /// Largest body, in bytes.
 pub const BODY_MAX: usize = 256 * 1024;
+/// How long a body may take: a client that sends a byte now and then must not keep a connection for ever.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The transaction that the path names.
 pub fn path_id(request: &HttpRequest) -> Result<TransactionId, ApiProblem> {
@@ -30,21 +34,15 @@ pub async fn read<T: DeserializeOwned>(
     request: &HttpRequest,
     mut payload: Payload,
 ) -> Result<T, ApiProblem> {
-    let too_large = || ApiProblem::PayloadTooLarge { limit: BODY_MAX };
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > BODY_MAX as u64) {
-        return Err(too_large());
+        return Err(ApiProblem::PayloadTooLarge { limit: BODY_MAX });
     }
-    let mut body = Vec::new();
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk
-            .map_err(|error| ApiProblem::InvalidRequest(format!("the body broke off: {error}")))?;
-        if body.len() + chunk.len() > BODY_MAX {
-            return Err(too_large());
-        }
-        body.extend_from_slice(&chunk);
-    }
+    let gathered = tokio::time::timeout(BODY_TIMEOUT, gather(&mut payload)).await;
+    let body = gathered.unwrap_or(Err(ApiProblem::BodyTooSlow {
+        seconds: BODY_TIMEOUT.as_secs(),
+    }))?;
     if body.is_empty() {
         return parse("{}");
     }
@@ -52,6 +50,19 @@ pub async fn read<T: DeserializeOwned>(
     let text = std::str::from_utf8(&body)
         .map_err(|error| ApiProblem::InvalidRequest(format!("the body is not UTF-8: {error}")))?;
     parse(text)
+}
+
+async fn gather(payload: &mut Payload) -> Result<Vec<u8>, ApiProblem> {
+    let mut body = Vec::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk
+            .map_err(|error| ApiProblem::InvalidRequest(format!("the body broke off: {error}")))?;
+        if body.len() + chunk.len() > BODY_MAX {
+            return Err(ApiProblem::PayloadTooLarge { limit: BODY_MAX });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, ApiProblem> {

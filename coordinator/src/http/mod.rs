@@ -13,7 +13,7 @@ use unanimous_protocol::id::TransactionId;
 
 use problem::ApiProblem;
 
-/// The coordinator's API (`wire.md` section 1).
+/// The coordinator's API (`docs/API.md` section 1).
 pub fn api(config: &mut ServiceConfig) {
     let only = |allow: &'static str| web::to(move |request| method_not_allowed(request, allow));
     config

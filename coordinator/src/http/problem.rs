@@ -60,6 +60,14 @@ pub enum ApiProblem {
         /// The most that is taken.
         limit: usize,
     },
+    /// The body did not come in time.
+    #[error(
+        "the body was not there {seconds} s after the request had begun; nothing was changed, send it again"
+    )]
+    BodyTooSlow {
+        /// How long it is waited for.
+        seconds: u64,
+    },
     /// There is a body, and it is not JSON by its content type.
     #[error("the content type is {0}, and only application/json is understood")]
     UnsupportedMediaType(String),
@@ -115,6 +123,12 @@ pub enum ApiProblem {
          is lost: repeat the request, with its Idempotency-Key if it had one"
     )]
     LogUnavailable,
+    /// The decision log went back.
+    #[error(
+        "the decision log has lost what it had promised to keep, so nothing is decided any more, and nothing said of what \
+         it does not hold; an operator brings back the newest log there is, or runs `unanimous log new-identity`"
+    )]
+    LogWentBack,
 }
 
 fn aborted_detail(view: &TransactionView) -> String {
@@ -203,13 +217,19 @@ impl ApiProblem {
             Self::UnsupportedMediaType(_) => Problem::new(415, "unsupported-media-type", detail),
             Self::KeyReused => Problem::new(422, "idempotency-key-reused", detail),
             Self::Overloaded(_) => Problem::new(503, "overloaded", detail),
-            Self::LogUnavailable => Problem::new(503, "log-unavailable", detail),
+            Self::LogUnavailable | Self::LogWentBack => {
+                Problem::new(503, "log-unavailable", detail)
+            }
+            Self::BodyTooSlow { .. } => Problem::new(408, "request-timeout", detail),
             Self::OutcomeUnknown { .. } => Problem::new(503, "outcome-unknown", detail),
         }
     }
 
     fn retry_after_s(&self) -> Option<&'static str> {
-        if matches!(self, Self::Overloaded(_) | Self::LogUnavailable) {
+        if matches!(
+            self,
+            Self::Overloaded(_) | Self::LogUnavailable | Self::LogWentBack
+        ) {
             Some("1")
         } else if matches!(self, Self::OutcomeUnknown { .. }) {
             Some("60")

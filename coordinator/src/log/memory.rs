@@ -103,6 +103,8 @@ pub struct MemoryLog {
     /// Held by a write from its check to its commit, as an epoch's row is locked in a database.
     writing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// As a marker beside a file: no snapshot holds it.
+    went_back: Mutex<Option<String>>,
     /// Where writes wait between their check and their commit while a test holds it.
     pub gate: Gate,
 }
@@ -131,6 +133,7 @@ impl MemoryLog {
         Self {
             is_exclusive,
             writing: tokio::sync::Mutex::new(()),
+            went_back: Mutex::new(None),
             state: Mutex::new(State {
                 visible: empty.clone(),
                 durable: empty,
@@ -437,7 +440,17 @@ impl DecisionLog for MemoryLog {
         })
     }
 
+    async fn went_back(&self) -> Result<Option<String>, LogError> {
+        Ok(self.went_back.lock().unwrap().clone())
+    }
+
+    async fn remember_that_it_went_back(&self, why: &str) -> Result<(), LogError> {
+        *self.went_back.lock().unwrap() = Some(why.to_owned());
+        Ok(())
+    }
+
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {
+        self.went_back.lock().unwrap().take();
         let changed = self.write(true, |log, _| {
             let former = log.identity();
             let present = draw_identity(former, &log.former());

@@ -97,6 +97,15 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// former ones. Read it after [`Self::open_epoch`], which is what makes it complete.
     async fn unfinished(&self, node: Node) -> Result<Vec<Record>, LogError>;
 
+    /// Why a life found that this log went back (rule 11), if nobody has given it a new identity since. No life may begin
+    /// on such a log: each start raises the epoch, and once it passes the lost ones, what they committed would read as
+    /// aborted.
+    async fn went_back(&self) -> Result<Option<String>, LogError>;
+
+    /// Remembers that it went back, durably, and out of reach of whoever puts the log back once more, as far as the
+    /// backend can. Ended by [`Self::new_identity`].
+    async fn remember_that_it_went_back(&self, why: &str) -> Result<(), LogError>;
+
     /// For an operator, after the log was restored from a backup: draws a new identity, keeps the former ones, and
     /// raises every node's epoch, so that whoever ran on the lost state ends. Records stay answerable by their ids.
     ///

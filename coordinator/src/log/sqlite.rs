@@ -81,6 +81,8 @@ struct Core {
     writing: Mutex<Writing>,
     writing_options: SqliteConnectOptions,
     readers: SqlitePool,
+    /// `PATH.went-back`: beside the file, for what is in it goes back with it.
+    went_back: PathBuf,
     /// Set by the first failure after which nothing here may be believed. Every later call fails with it.
     broken: OnceLock<String>,
     /// Lets a test hold a write between its check and its commit.
@@ -206,6 +208,7 @@ impl SqliteLog {
                 }),
                 writing_options,
                 readers,
+                went_back: beside(path, ".went-back"),
                 broken: OnceLock::new(),
                 #[cfg(test)]
                 before_commit: super::memory::Gate::default(),
@@ -251,11 +254,26 @@ fn resolved(path: &Path) -> Result<PathBuf, OpenError> {
     }
 }
 
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Makes the names in the file's directory durable.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    path.parent()
+        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+/// A file beside the log that can not be read or written: the log itself is not concerned.
+fn beside_failed(error: io::Error) -> LogError {
+    LogError::Unavailable(error.into())
+}
+
 /// Takes `PATH.lock`, without waiting. The lock ends with the process, however it ends.
 fn lock(path: &Path) -> Result<File, OpenError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock = PathBuf::from(name);
+    let lock = beside(path, ".lock");
     let failed = |source| OpenError::File {
         path: lock.clone(),
         source,
@@ -282,12 +300,7 @@ fn create(path: &Path) -> Result<(), OpenError> {
     }
     private().open(path).map_err(failed)?;
     // The name must survive the machine too.
-    if let Some(directory) = path.parent() {
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed)?;
-    }
-    Ok(())
+    sync_directory_of(path).map_err(failed)
 }
 
 /// Labels and reasons are our clients' business, and keys may open theirs: nobody else on the machine reads them.
@@ -1127,6 +1140,25 @@ impl DecisionLog for SqliteLog {
         self.core.noting(rows.iter().map(record).collect())
     }
 
+    async fn went_back(&self) -> Result<Option<String>, LogError> {
+        match std::fs::read_to_string(&self.core.went_back) {
+            Ok(why) => Ok(Some(why.trim_end().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(beside_failed(error)),
+        }
+    }
+
+    async fn remember_that_it_went_back(&self, why: &str) -> Result<(), LogError> {
+        let marker = &self.core.went_back;
+        let write = || {
+            let mut file = private().truncate(true).open(marker)?;
+            io::Write::write_all(&mut file, format!("{why}\n").as_bytes())?;
+            file.sync_all()?;
+            sync_directory_of(marker)
+        };
+        write().map_err(beside_failed)
+    }
+
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {
         let job: Job<IdentityChange> = Box::new(|connection| {
             Box::pin(async move {
@@ -1151,7 +1183,13 @@ impl DecisionLog for SqliteLog {
                 Ok(IdentityChange { former, present })
             })
         });
-        self.core.write(job).await.map_err(unfenced)
+        let change = self.core.write(job).await.map_err(unfenced)?;
+        match std::fs::remove_file(&self.core.went_back) {
+            Ok(()) => sync_directory_of(&self.core.went_back).map_err(beside_failed)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(beside_failed(error)),
+        }
+        Ok(change)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the coordinator serves (`wire.md` section 1).
+//! What the coordinator serves (`docs/API.md` section 1).
 
 use std::{collections::BTreeMap, fmt};
 

@@ -422,7 +422,7 @@ fn transfer_of(number: usize) -> (Value, i64) {
     let amount = i64::try_from(number % 17).expect("it is small") + 1;
     let account = number % 4 + 1;
     let operation = |kind: &str| json!([{"kind": kind, "account": account, "amount": amount}]);
-    let (east, west) = if number % 2 == 0 {
+    let (east, west) = if number.is_multiple_of(2) {
         ("debit", "credit")
     } else {
         ("credit", "debit")
@@ -483,7 +483,7 @@ async fn no_transfer_is_lost_or_doubled_while_coordinator_and_bank_are_killed() 
             })
             .await
             .expect("it goes on");
-            if kill % 2 == 0 {
+            if kill.is_multiple_of(2) {
                 let bank = &mut town.west.process;
                 bank.restart().expect("the bank starts again");
                 bank.wait_for_line("ready ", SOON)
@@ -533,7 +533,7 @@ impl Town {
                 .iter()
                 .map(|(transaction, &number)| {
                     let (_, amount) = transfer_of(number);
-                    let debit = (number % 2 == 0) == debits_even;
+                    let debit = (number.is_multiple_of(2)) == debits_even;
                     (transaction.clone(), if debit { -amount } else { amount })
                 })
                 .collect();

@@ -18,7 +18,7 @@ async fn runs(program: Program) -> (bool, String) {
     (status.success(), process.output().unwrap())
 }
 
-fn new_identity(log: &Path) -> Program {
+pub(crate) fn new_identity(log: &Path) -> Program {
     Program::new("new-identity", BINARY)
         .args(["log", "new-identity", "--log"])
         .arg(format!("sqlite:{}", log.display()))

@@ -5,9 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::Method;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use unanimous_lab::wait::until;
 use unanimous_protocol::id::{Epoch, TransactionId};
 
+use crate::process::new_identity;
+use crate::support::coordinator::serve;
 use crate::support::sqlite::change;
 use crate::support::{Answer, Coordinator, Does, SOON, Stub, branch};
 
@@ -130,6 +133,58 @@ async fn a_branch_prepared_in_an_epoch_that_the_log_does_not_know_shows_that_the
         .begin(&json!({}))
         .await
         .problem(503, "log-unavailable");
+}
+
+#[tokio::test]
+async fn no_life_begins_on_a_log_that_went_back_before_it_has_a_new_identity() {
+    let east = Stub::start("east").await;
+    let mut coordinator = Coordinator::start(&[&east]).await;
+    let open = coordinator.open().await;
+    change(coordinator.log(), "DELETE FROM epoch").await;
+    is_not_ready(&coordinator).await;
+    coordinator.process.kill();
+    // Each start would raise the epoch, past the lost ones in the end, and call aborted what they had committed.
+    for _ in 0..3 {
+        let mut start = serve(coordinator.log()).start().expect("it can be started");
+        let status = start.wait_exit(SOON).await.expect("it ends");
+        assert!(!status.success());
+        let output = start.output().expect("its output");
+        assert!(
+            output.contains("went back") && output.contains("new-identity"),
+            "{output}"
+        );
+    }
+    let mut mended = new_identity(coordinator.log())
+        .start()
+        .expect("it can be started");
+    assert!(mended.wait_exit(SOON).await.expect("it ends").success());
+    coordinator.kill_and_restart().await;
+    coordinator.begin(&json!({})).await.is(201);
+    coordinator
+        .show(&open)
+        .await
+        .problem(503, "outcome-unknown");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_given_up_and_the_connection_with_it() {
+    let coordinator = Coordinator::start(&[]).await;
+    let address = coordinator.url().trim_start_matches("http://").to_owned();
+    let mut slow = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("it listens");
+    let head = "POST /v1/transactions HTTP/1.1\r\nhost: c\r\ncontent-type: application/json\r\n\
+                content-length: 100\r\n\r\n{";
+    slow.write_all(head.as_bytes())
+        .await
+        .expect("the head is taken");
+    let mut answer = vec![0; 64];
+    let read = tokio::time::timeout(SOON, slow.read(&mut answer)).await;
+    let read = read
+        .expect("an answer, long before the client gives up")
+        .expect("a readable one");
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
 #[tokio::test]
