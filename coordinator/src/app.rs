@@ -114,7 +114,15 @@ impl App {
             couriers.register(participant, endpoint.clone());
         }
         let (tell_condition, condition) = watch::channel(Condition::Ready);
-        let registry = Registry::new(life, log, couriers, http, Bounds::default(), tell_condition);
+        let registry = Registry::new(
+            life,
+            log,
+            couriers,
+            http,
+            Bounds::default(),
+            settings.retention,
+            tell_condition,
+        );
         let engine = Arbiter::new();
         let registry = Registry::start_in_arbiter(&engine.handle(), |_| registry);
         registry

@@ -1,6 +1,8 @@
 //! One life of the coordinator: issues ids, finds transactions, looks keys up, and asks the life to judge what memory
 //! does not hold. Also where the bounds on transactions are kept, for everybody reports here.
 
+mod forgetting;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -81,6 +83,9 @@ pub struct Registry {
     suspecting: bool,
     log_writer: Option<Addr<LogWriter>>,
     bounds: Bounds,
+    retention: Duration,
+    /// Whether what is due is being forgotten.
+    forgetting: bool,
     transactions: HashMap<TransactionId, Live>,
     undecided: usize,
     delivering_aborts: BTreeSet<TransactionId>,
@@ -119,6 +124,7 @@ impl Registry {
         couriers: Couriers,
         http: Arc<Http>,
         bounds: Bounds,
+        retention: Duration,
         condition: watch::Sender<Condition>,
     ) -> Self {
         Self {
@@ -130,6 +136,8 @@ impl Registry {
             suspecting: false,
             log_writer: None,
             bounds,
+            retention,
+            forgetting: false,
             transactions: HashMap::new(),
             undecided: 0,
             delivering_aborts: BTreeSet::new(),
@@ -430,6 +438,7 @@ impl Actor for Registry {
         let log_writer = LogWriter::new(Arc::clone(&self.log), writer, ctx.address());
         self.log_writer = Some(log_writer.start());
         ctx.run_interval(OBSERVE_EVERY, |registry, ctx| registry.observe(ctx));
+        self.forget_in_time(ctx);
     }
 }
 

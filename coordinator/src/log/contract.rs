@@ -944,6 +944,130 @@ mod claims {
         assert_eq!(log.by_key(&all).await.unwrap(), expected);
     }
 
+    pub(super) async fn what_finished_before_is_forgotten_and_nothing_else<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        // Finished at 2000, at once; at 3000, by its finish; not at all.
+        let at_once = keyed(life.abort(), "k");
+        let (later, unfinished) = (life.commit(), life.commit());
+        let all = [&at_once, &later, &unfinished];
+        life.decide(&*log, all).await;
+        log.append(&life.writer, &finish(&later)).await.unwrap();
+        let forget = async |writer, before| log.forget(&writer, WallMillis(before), 100).await;
+        assert_eq!(forget(life.writer, 2_000).await.unwrap(), 0, "not before");
+        assert_eq!(
+            log.look_up(at_once.header.id)
+                .await
+                .unwrap()
+                .forgotten_through,
+            None
+        );
+        assert_eq!(forget(life.writer, 2_001).await.unwrap(), 1);
+        let view = log.look_up(at_once.header.id).await.unwrap();
+        assert_eq!(view.record, None);
+        assert_eq!(view.forgotten_through, Some(at_once.header.id));
+        assert!(stored(&*log, &later).await.is_some());
+        assert_eq!(forget(life.writer, i64::MAX).await.unwrap(), 1);
+        assert_eq!(forget(life.writer, i64::MAX).await.unwrap(), 0);
+        let view = log.look_up(unfinished.header.id).await.unwrap();
+        assert_eq!(view.record.as_ref(), Some(&unfinished), "it never expires");
+        assert_eq!(view.forgotten_through, Some(later.header.id));
+        assert_eq!(log.unfinished(NODE).await.unwrap(), [unfinished]);
+        // The key is free again.
+        assert_eq!(log.by_key(&[key("k")]).await.unwrap(), [None]);
+        let next = keyed(life.commit(), "k");
+        assert_eq!(life.decide(&*log, [&next]).await, [Standing::Proposed]);
+    }
+
+    pub(super) async fn forgetting_is_bounded_and_takes_the_oldest_finish_first<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let mut records: Vec<_> = (0..10).map(|_| life.abort()).collect();
+        for (record, finished_at) in records.iter_mut().zip([5, 9, 1, 7, 3, 8, 2, 6, 4, 0]) {
+            record.finished_at = Some(WallMillis(finished_at));
+        }
+        life.decide(&*log, &records).await;
+        let mut through = None;
+        for expected in [4, 4, 2, 0] {
+            let gone = log.forget(&life.writer, WallMillis(100), 4).await.unwrap();
+            assert_eq!(gone, expected);
+            let mut left = Vec::new();
+            for record in &records {
+                left.extend(stored(&*log, record).await);
+            }
+            records.sort_by_key(|record| record.finished_at);
+            let taken = records.len().min(usize::try_from(expected).unwrap());
+            let highest = records.drain(..taken).map(|record| record.header.id).max();
+            // The mark never falls.
+            through = through.max(highest);
+            left.sort_by_key(|record| record.finished_at);
+            assert_eq!(left, records);
+            let view = log.look_up(life.id()).await.unwrap();
+            assert_eq!(view.forgotten_through, through);
+        }
+    }
+
+    pub(super) async fn each_prefix_has_its_own_forgotten_mark<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut one = Life::begin(&backend, Node(1)).await;
+        let mut two = Life::begin(&backend, Node(2)).await;
+        let (of_one, of_two) = (one.abort(), two.abort());
+        one.decide(&*log, [&of_one]).await;
+        two.decide(&*log, [&of_two]).await;
+        let gone = log.forget(&one.writer, WallMillis(i64::MAX), 10).await;
+        assert_eq!(gone.unwrap(), 2, "whichever node it was");
+        for forgotten in [&of_one, &of_two] {
+            let view = log.look_up(forgotten.header.id).await.unwrap();
+            assert_eq!(view.record, None);
+            assert_eq!(view.forgotten_through, Some(forgotten.header.id));
+        }
+    }
+
+    pub(super) async fn records_of_a_former_identity_are_kept<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let (aborted, committed) = (life.abort(), life.commit());
+        life.decide(&*log, [&aborted, &committed]).await;
+        log.append(&life.writer, &finish(&committed)).await.unwrap();
+        log.new_identity().await.unwrap();
+        let mut life = Life::begin(&backend, NODE).await;
+        let present = life.abort();
+        life.decide(&*log, [&present]).await;
+        let gone = log.forget(&life.writer, WallMillis(i64::MAX), 10).await;
+        assert_eq!(gone.unwrap(), 1);
+        assert_eq!(stored(&*log, &present).await, None);
+        assert!(stored(&*log, &aborted).await.is_some());
+        assert!(stored(&*log, &committed).await.is_some());
+    }
+
+    pub(super) async fn whoever_is_fenced_forgets_nothing<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let aborted = life.abort();
+        life.decide(&*log, [&aborted]).await;
+        let decisions = log.head(NODE).await.unwrap().decisions;
+        let forget = async |writer| log.forget(&writer, WallMillis(i64::MAX), 10).await;
+        let lost = Writer {
+            decisions_at_least: decisions + 1,
+            ..life.writer
+        };
+        assert!(matches!(forget(lost).await, Err(WriteError::WentBack(_))));
+        let newer = Life::begin(&backend, NODE).await;
+        assert!(matches!(
+            forget(life.writer).await,
+            Err(WriteError::Fenced(_))
+        ));
+        assert!(stored(&*log, &aborted).await.is_some());
+        assert_eq!(forget(newer.writer).await.unwrap(), 1);
+        let head = log.head(NODE).await.unwrap();
+        assert_eq!(head.decisions, decisions, "it is no decision write");
+    }
+
     pub(super) async fn a_new_identity_keeps_records_and_raises_every_epoch<B: Backend>() {
         let mut backend = B::fresh().await;
         let mut life = Life::begin(&backend, NODE).await;
@@ -1146,6 +1270,11 @@ macro_rules! contract {
             an_unforced_record_never_replaces_a_decision
             a_view_is_of_the_node_and_the_prefix_of_the_id
             many_keys_are_answered_in_their_order
+            what_finished_before_is_forgotten_and_nothing_else
+            forgetting_is_bounded_and_takes_the_oldest_finish_first
+            each_prefix_has_its_own_forgotten_mark
+            records_of_a_former_identity_are_kept
+            whoever_is_fenced_forgets_nothing
             a_new_identity_keeps_records_and_raises_every_epoch
             another_process_finds_everything_there
             an_empty_batch_is_a_write

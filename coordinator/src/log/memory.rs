@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use unanimous_protocol::{
     id::{Epoch, LogIdentity, Node, Prefix, TransactionId},
     life::{Head, Writer},
-    record::{IdempotencyKey, Record, Standing},
+    record::{IdempotencyKey, Record, Standing, WallMillis},
 };
 
 use super::{
@@ -320,6 +320,28 @@ impl Snapshot {
         }
     }
 
+    fn forget(&mut self, before: WallMillis, at_most: u32) -> u64 {
+        let identity = self.identity();
+        let mut due: Vec<_> = self
+            .records
+            .iter()
+            .filter(|(id, _)| id.identity() == identity)
+            .filter_map(|(id, record)| Some((record.finished_at?, *id)))
+            .filter(|(finished_at, _)| *finished_at < before)
+            .collect();
+        due.sort_unstable();
+        due.truncate(usize::try_from(at_most).unwrap());
+        for (_, id) in &due {
+            let record = self.records.remove(id).unwrap();
+            if let Some(claim) = &record.header.key {
+                self.keys.remove(&claim.key);
+            }
+            let mark = self.forgotten.entry(id.prefix()).or_insert(*id);
+            *mark = (*mark).max(*id);
+        }
+        u64::try_from(due.len()).unwrap()
+    }
+
     fn raise(&mut self, node: Node) -> Result<Epoch, LogError> {
         let row = self.epochs.get(&node);
         let (newest, decisions) =
@@ -435,6 +457,19 @@ impl DecisionLog for MemoryLog {
             };
             log.records.values().filter(owed).cloned().collect()
         })
+    }
+
+    async fn forget(
+        &self,
+        writer: &Writer,
+        before: WallMillis,
+        at_most: u32,
+    ) -> Result<u64, WriteError> {
+        let forgotten = self.write(true, |log, _| {
+            log.head(writer.node).check(writer)?;
+            Ok(log.forget(before, at_most))
+        });
+        forgotten.await
     }
 
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {

@@ -97,6 +97,26 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// former ones. Read it after [`Self::open_epoch`], which is what makes it complete.
     async fn unfinished(&self, node: Node) -> Result<Vec<Record>, LogError>;
 
+    /// Forgets, oldest finish first, at most `at_most` records whose transaction finished before `before`; returns how
+    /// many. Fewer than `at_most` means that nothing more is due. The caller asks again for the rest, so that decisions
+    /// come in between: a write takes what `at_most` costs and no more.
+    ///
+    /// In one atomic step with the delete the `forgotten_through` mark of each prefix concerned rises to the highest id
+    /// that went; it never falls ([`View::forgotten_through`], rule 14). A key goes with its record and is free again.
+    ///
+    /// Kept, whatever their age: unfinished records, and *all records of a former identity*, of any node. Without its
+    /// record nobody could ever say again how such a transaction ended (rule 3 allows only "pending"), and a branch of
+    /// an abort may still be in doubt. See `docs/adr/0002`.
+    ///
+    /// Conditional on the writer as every write is, but it does not count as a decision write. After
+    /// [`WriteError::Unavailable`] some may be gone; simply ask again.
+    async fn forget(
+        &self,
+        writer: &Writer,
+        before: WallMillis,
+        at_most: u32,
+    ) -> Result<u64, WriteError>;
+
     /// For an operator, after the log was restored from a backup: draws a new identity, keeps the former ones, and
     /// raises every node's epoch, so that whoever ran on the lost state ends. Records stay answerable by their ids.
     ///

@@ -63,11 +63,18 @@ const READERS_MAX: u32 = 4;
 /// Pages of WAL that are left to checkpoint before it is done: as SQLite's own default.
 const CHECKPOINT_AFTER_PAGES: i64 = 1000;
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[(
-    1,
-    "decision log",
-    include_str!("../../migrations/sqlite/0001_decision_log.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "decision log",
+        include_str!("../../migrations/sqlite/0001_decision_log.sql"),
+    ),
+    (
+        2,
+        "forgetting",
+        include_str!("../../migrations/sqlite/0002_forgetting.sql"),
+    ),
+];
 
 /// A [`DecisionLog`] in a SQLite file.
 ///
@@ -709,6 +716,26 @@ SELECT * FROM record INDEXED BY record_unfinished
 WHERE second_phase = 1 AND finished_at IS NULL AND substr(id, 5, 2) = ?1
 ORDER BY id";
 
+/// What is due: of the present identity, oldest finish first. The same rows in the two statements that use it, for they
+/// are in one transaction.
+macro_rules! due {
+    () => {
+        "SELECT id FROM record INDEXED BY record_by_finish
+         WHERE substr(id, 1, 4) = ?1 AND finished_at IS NOT NULL AND finished_at < ?2
+         ORDER BY finished_at, id LIMIT ?3"
+    };
+}
+
+/// The marks rise, in the transaction that deletes (rule 14).
+const MARK_FORGOTTEN: &str = concat!(
+    "INSERT INTO forgotten (prefix, through) SELECT substr(id, 1, 6), max(id) FROM (",
+    due!(),
+    ") WHERE true GROUP BY substr(id, 1, 6)
+     ON CONFLICT (prefix) DO UPDATE SET through = max(through, excluded.through)"
+);
+
+const FORGET: &str = concat!("DELETE FROM record WHERE id IN (", due!(), ")");
+
 /// The columns of a record, in the order of [`INSERT`].
 #[derive(Serialize)]
 struct Columns<'a>(
@@ -1127,6 +1154,33 @@ impl DecisionLog for SqliteLog {
         self.core.noting(rows.iter().map(record).collect())
     }
 
+    async fn forget(
+        &self,
+        writer: &Writer,
+        before: WallMillis,
+        at_most: u32,
+    ) -> Result<u64, WriteError> {
+        let writer = *writer;
+        let job: Job<u64> = Box::new(move |connection| {
+            Box::pin(async move {
+                read_head(connection, writer.node).await?.check(&writer)?;
+                let mut gone = 0;
+                for sql in [MARK_FORGOTTEN, FORGET] {
+                    let done = sqlx::query(sql)
+                        .bind(writer.identity.0.to_be_bytes().to_vec())
+                        .bind(before.0)
+                        .bind(at_most)
+                        .execute(&mut *connection)
+                        .await
+                        .map_err(LogError::from)?;
+                    gone = done.rows_affected();
+                }
+                Ok(gone)
+            })
+        });
+        self.core.write(job).await
+    }
+
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {
         let job: Job<IdentityChange> = Box::new(|connection| {
             Box::pin(async move {
@@ -1175,7 +1229,16 @@ impl SqliteLog {
     /// How SQLite goes about each statement on records, as `EXPLAIN QUERY PLAN` tells it.
     pub(super) async fn plans(&self) -> Vec<(&'static str, String)> {
         let mut plans = Vec::new();
-        for sql in [INSERT, STANDING, FINISH, LOOK_UP, BY_KEY, UNFINISHED] {
+        for sql in [
+            INSERT,
+            STANDING,
+            FINISH,
+            LOOK_UP,
+            BY_KEY,
+            UNFINISHED,
+            MARK_FORGOTTEN,
+            FORGET,
+        ] {
             let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
             for row in sqlx::query(explain)
                 .fetch_all(&self.core.readers)

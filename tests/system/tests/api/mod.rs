@@ -5,4 +5,5 @@ mod enlist;
 mod keys;
 mod outcome;
 mod requests;
+mod retention;
 mod settle;

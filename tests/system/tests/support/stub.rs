@@ -242,8 +242,14 @@ impl Stub {
         kind.held.send_replace(held);
     }
 
-    /// Every request, in the order in which they arrived.
+    /// Every request, in the order in which they arrived, but for those that only ask who is there.
     pub(crate) fn seen(&self) -> Vec<Seen> {
+        let mut seen = self.all_seen();
+        seen.retain(|seen| seen.kind() != "describe");
+        seen
+    }
+
+    fn all_seen(&self) -> Vec<Seen> {
         self.shared
             .seen
             .lock()
@@ -253,7 +259,7 @@ impl Stub {
 
     /// Every request of this kind.
     pub(crate) fn seen_of(&self, kind: &str) -> Vec<Seen> {
-        let mut seen = self.seen();
+        let mut seen = self.all_seen();
         seen.retain(|seen| seen.kind() == kind);
         seen
     }
