@@ -2,6 +2,7 @@
 //! does not hold. Also where the bounds on transactions are kept, for everybody reports here.
 
 mod forgetting;
+pub mod participants;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -59,6 +60,17 @@ impl Default for Bounds {
     }
 }
 
+/// What the settings say.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// What is held in memory, at most.
+    pub bounds: Bounds,
+    /// How long finished transactions are kept.
+    pub retention: Duration,
+    /// The participants given at start.
+    pub configured: BTreeSet<ParticipantName>,
+}
+
 /// Whether this coordinator can take new work, for `/readyz` and for those who run it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -79,6 +91,10 @@ pub struct Registry {
     log: Arc<dyn DecisionLog>,
     couriers: Couriers,
     http: Arc<Http>,
+    /// Given at start: these win over what is kept in the log, and are not changed at run time.
+    configured: BTreeSet<ParticipantName>,
+    /// Held by whoever changes a participant.
+    participants_turn: Arc<tokio::sync::Mutex<()>>,
     /// Whether a participant is being asked about an id of a newer epoch: one at a time.
     suspecting: bool,
     log_writer: Option<Addr<LogWriter>>,
@@ -123,16 +139,22 @@ impl Registry {
         log: Arc<dyn DecisionLog>,
         couriers: Couriers,
         http: Arc<Http>,
-        bounds: Bounds,
-        retention: Duration,
+        given: Given,
         condition: watch::Sender<Condition>,
     ) -> Self {
+        let Given {
+            bounds,
+            retention,
+            configured,
+        } = given;
         Self {
             life,
             keyring: Keyring::default(),
             log,
             couriers,
             http,
+            configured,
+            participants_turn: Arc::default(),
             suspecting: false,
             log_writer: None,
             bounds,
@@ -439,6 +461,7 @@ impl Actor for Registry {
         self.log_writer = Some(log_writer.start());
         ctx.run_interval(OBSERVE_EVERY, |registry, ctx| registry.observe(ctx));
         self.forget_in_time(ctx);
+        self.describe_all();
     }
 }
 

@@ -412,6 +412,20 @@ pub(super) fn warn_of_unknown_branch(transaction: TransactionId, participant: &P
     );
 }
 
+/// Whether the transaction is unfinished and has a branch of this participant.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct IsInUse(pub ParticipantName);
+
+impl Handler<IsInUse> for TransactionActor {
+    type Result = bool;
+
+    fn handle(&mut self, IsInUse(name): IsInUse, _: &mut Context<Self>) -> Self::Result {
+        let mut branches = self.machine.branches();
+        self.machine.is_unfinished() && branches.any(|branch| *branch.participant == name)
+    }
+}
+
 /// A client or a participant enlists a branch.
 #[derive(Message)]
 #[rtype(result = "EnlistOutcome")]

@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod health;
+pub mod participants;
 pub mod problem;
 pub mod transactions;
 
@@ -63,6 +64,18 @@ pub fn admin(config: &mut ServiceConfig) {
             web::resource("/readyz")
                 .route(web::get().to(health::readyz))
                 .default_service(only("GET")),
+        )
+        .service(
+            web::resource("/admin/v1/participants")
+                .route(web::get().to(participants::list))
+                .default_service(only("GET")),
+        )
+        .service(
+            web::resource("/admin/v1/participants/{name}")
+                .route(web::get().to(participants::show))
+                .route(web::put().to(participants::put))
+                .route(web::delete().to(participants::delete))
+                .default_service(only("GET, PUT, DELETE")),
         )
         .default_service(web::to(not_found));
 }

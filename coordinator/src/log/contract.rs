@@ -15,7 +15,7 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, Opened, WriteError,
+    Appends, Batch, Decided, DecisionLog, Opened, Removal, WriteError,
     memory::{Gate, MemoryLog, Snapshot},
     sqlite::{OpenError, SqliteLog},
 };
@@ -1068,6 +1068,68 @@ mod claims {
         assert_eq!(head.decisions, decisions, "it is no decision write");
     }
 
+    pub(super) async fn participants_are_kept_by_name<B: Backend>() {
+        let mut backend = B::fresh().await;
+        let log = backend.log();
+        let life = Life::begin(&backend, NODE).await;
+        assert_eq!(log.participants().await.unwrap(), []);
+        let (east, west) = ("east".parse().unwrap(), "west".parse().unwrap());
+        for (name, url, is_new) in [(&west, "w", true), (&east, "e", true), (&west, "v", false)] {
+            let put = log.put_participant(&life.writer, name, url).await;
+            assert_eq!(put.unwrap(), is_new, "{name}");
+        }
+        drop(log);
+        backend.reopen().await;
+        let log = backend.log();
+        let both = [(east.clone(), "e".to_owned()), (west, "v".to_owned())];
+        assert_eq!(log.participants().await.unwrap(), both);
+        let remove = async || log.remove_participant(&life.writer, &east).await.unwrap();
+        assert_eq!(remove().await, Removal::Removed);
+        assert_eq!(remove().await, Removal::Absent);
+        assert_eq!(log.participants().await.unwrap(), both[1..]);
+    }
+
+    pub(super) async fn a_participant_that_an_unfinished_record_names_stays<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        // East updates, and west only read.
+        let commit = life.commit();
+        let aborted = record(life.id(), commit_of([("north", Part::Updates)]));
+        let aborted = Record {
+            finished_at: Some(WallMillis(1)),
+            ..aborted
+        };
+        life.decide(&*log, [&commit, &aborted]).await;
+        let names = ["east", "west", "north", "eas"].map(|name| name.parse().unwrap());
+        for name in &names {
+            log.put_participant(&life.writer, name, "u").await.unwrap();
+        }
+        let writer = life.writer;
+        let remove = async |name| log.remove_participant(&writer, name).await.unwrap();
+        assert_eq!(remove(&names[0]).await, Removal::InUse);
+        assert_eq!(remove(&names[1]).await, Removal::InUse);
+        assert_eq!(remove(&names[2]).await, Removal::Removed);
+        assert_eq!(remove(&names[3]).await, Removal::Removed);
+        log.append(&life.writer, &finish(&commit)).await.unwrap();
+        assert_eq!(remove(&names[0]).await, Removal::Removed);
+    }
+
+    pub(super) async fn whoever_is_fenced_changes_no_participant<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let old = Life::begin(&backend, NODE).await;
+        let east = "east".parse().unwrap();
+        log.put_participant(&old.writer, &east, "e").await.unwrap();
+        Life::begin(&backend, NODE).await;
+        let put = log.put_participant(&old.writer, &east, "other").await;
+        assert!(matches!(put, Err(WriteError::Fenced(_))));
+        let removed = log.remove_participant(&old.writer, &east).await;
+        assert!(matches!(removed, Err(WriteError::Fenced(_))));
+        let kept = [(east, "e".to_owned())];
+        assert_eq!(log.participants().await.unwrap(), kept);
+    }
+
     pub(super) async fn a_new_identity_keeps_records_and_raises_every_epoch<B: Backend>() {
         let mut backend = B::fresh().await;
         let mut life = Life::begin(&backend, NODE).await;
@@ -1275,6 +1337,9 @@ macro_rules! contract {
             each_prefix_has_its_own_forgotten_mark
             records_of_a_former_identity_are_kept
             whoever_is_fenced_forgets_nothing
+            participants_are_kept_by_name
+            a_participant_that_an_unfinished_record_names_stays
+            whoever_is_fenced_changes_no_participant
             a_new_identity_keeps_records_and_raises_every_epoch
             another_process_finds_everything_there
             an_empty_batch_is_a_write

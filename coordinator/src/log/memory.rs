@@ -12,13 +12,13 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 use unanimous_protocol::{
-    id::{Epoch, LogIdentity, Node, Prefix, TransactionId},
+    id::{Epoch, LogIdentity, Node, ParticipantName, Prefix, TransactionId},
     life::{Head, Writer},
     record::{IdempotencyKey, Record, Standing, WallMillis},
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused, View,
+    Appends, Batch, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused, Removal, View,
     WriteError, draw_identity,
 };
 
@@ -81,6 +81,7 @@ pub struct Snapshot {
     records: BTreeMap<TransactionId, Record>,
     keys: BTreeMap<IdempotencyKey, TransactionId>,
     forgotten: BTreeMap<Prefix, TransactionId>,
+    participants: BTreeMap<ParticipantName, String>,
 }
 
 #[derive(Debug)]
@@ -127,6 +128,7 @@ impl MemoryLog {
             records: BTreeMap::new(),
             keys: BTreeMap::new(),
             forgotten: BTreeMap::new(),
+            participants: BTreeMap::new(),
         };
         Self {
             is_exclusive,
@@ -470,6 +472,48 @@ impl DecisionLog for MemoryLog {
             Ok(log.forget(before, at_most))
         });
         forgotten.await
+    }
+
+    async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError> {
+        self.read(|log| log.participants.clone().into_iter().collect())
+    }
+
+    async fn put_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+        url: &str,
+    ) -> Result<bool, WriteError> {
+        let put = self.write(true, |log, _| {
+            log.head(writer.node).check(writer)?;
+            let replaced = log.participants.insert(name.clone(), url.to_owned());
+            Ok(replaced.is_none())
+        });
+        put.await
+    }
+
+    async fn remove_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+    ) -> Result<Removal, WriteError> {
+        let removed = self.write(true, |log, _| {
+            log.head(writer.node).check(writer)?;
+            let in_use = log.records.values().any(|record| {
+                record.finished_at.is_none()
+                    && !record.decision.is_finished_at_once()
+                    && record.decision.branches.contains_key(name)
+            });
+            if !log.participants.contains_key(name) {
+                return Ok(Removal::Absent);
+            }
+            if in_use {
+                return Ok(Removal::InUse);
+            }
+            log.participants.remove(name);
+            Ok(Removal::Removed)
+        });
+        removed.await
     }
 
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {

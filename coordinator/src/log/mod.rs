@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 use unanimous_protocol::{
-    id::{Epoch, LogIdentity, Node, TransactionId},
+    id::{Epoch, LogIdentity, Node, ParticipantName, TransactionId},
     life::{Fence, Head, Regression, Shut, Snapshot, Writer},
     record::{IdempotencyKey, Record, Standing, WallMillis},
 };
@@ -117,11 +117,48 @@ pub trait DecisionLog: Send + Sync + 'static {
         at_most: u32,
     ) -> Result<u64, WriteError>;
 
+    /// The participants registered here at run time, by name. An address in text form, as it was put: the log does not
+    /// know what can be called, and whoever reads it checks it (rule 19).
+    async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError>;
+
+    /// Registers a participant, or replaces its address; durable when it returns. `true` where the name is new.
+    ///
+    /// Conditional on the writer as every write is, and no decision write. After [`WriteError::Unavailable`] it may have
+    /// happened; putting it again is harmless, and says "replaced" then.
+    async fn put_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+        url: &str,
+    ) -> Result<bool, WriteError>;
+
+    /// Removes a participant, unless an unfinished record, of any node, names it: that is checked in the same atomic
+    /// step, with all branches counting, whatever their part. Durable when it returns. What is undecided is in no log,
+    /// so the caller checks his memory first.
+    ///
+    /// Conditional on the writer as every write is, and no decision write.
+    async fn remove_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+    ) -> Result<Removal, WriteError>;
+
     /// For an operator, after the log was restored from a backup: draws a new identity, keeps the former ones, and
     /// raises every node's epoch, so that whoever ran on the lost state ends. Records stay answerable by their ids.
     ///
     /// An unclear attempt may have drawn one; drawing again costs nothing but a number.
     async fn new_identity(&self) -> Result<IdentityChange, LogError>;
+}
+
+/// What became of [`DecisionLog::remove_participant`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is gone.
+    Removed,
+    /// It was not there.
+    Absent,
+    /// An unfinished record names it, so it stays.
+    InUse,
 }
 
 /// What goes into one decision write.

@@ -44,8 +44,8 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused, View,
-    WriteError,
+    Appends, Batch, Cause, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused,
+    Removal, View, WriteError,
 };
 
 /// "UNAN": tells our files from any other SQLite file (`PRAGMA application_id`).
@@ -73,6 +73,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         2,
         "forgetting",
         include_str!("../../migrations/sqlite/0002_forgetting.sql"),
+    ),
+    (
+        3,
+        "participants",
+        include_str!("../../migrations/sqlite/0003_participants.sql"),
     ),
 ];
 
@@ -716,6 +721,16 @@ SELECT * FROM record INDEXED BY record_unfinished
 WHERE second_phase = 1 AND finished_at IS NULL AND substr(id, 5, 2) = ?1
 ORDER BY id";
 
+const PUT_PARTICIPANT: &str = "
+INSERT INTO participant (name, url) VALUES (?1, ?2)
+ON CONFLICT (name) DO UPDATE SET url = excluded.url";
+
+/// Names hold nothing that a JSON path would take for its own.
+const IS_NAMED: &str = "
+SELECT EXISTS (SELECT 1 FROM record INDEXED BY record_unfinished
+               WHERE second_phase = 1 AND finished_at IS NULL
+                 AND json_type(branches, '$.\"' || ?1 || '\"') IS NOT NULL)";
+
 /// What is due: of the present identity, oldest finish first. The same rows in the two statements that use it, for they
 /// are in one transaction.
 macro_rules! due {
@@ -1181,6 +1196,74 @@ impl DecisionLog for SqliteLog {
         self.core.write(job).await
     }
 
+    async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError> {
+        let query = sqlx::query("SELECT name, url FROM participant ORDER BY name");
+        let rows = self.read(query.fetch_all(&self.core.readers)).await?;
+        let participant = |row: &SqliteRow| {
+            let name = parsed("name", row.try_get::<&str, _>("name")?.parse())?;
+            Ok((name, row.try_get("url")?))
+        };
+        self.core.noting::<_>(
+            rows.iter()
+                .map(participant)
+                .collect::<Result<_, LogError>>(),
+        )
+    }
+
+    async fn put_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+        url: &str,
+    ) -> Result<bool, WriteError> {
+        let (writer, name, url) = (*writer, name.to_string(), url.to_owned());
+        let job: Job<bool> = Box::new(move |connection| {
+            Box::pin(async move {
+                read_head(connection, writer.node).await?.check(&writer)?;
+                let is_new = !is_registered(connection, &name).await?;
+                sqlx::query(PUT_PARTICIPANT)
+                    .bind(name)
+                    .bind(url)
+                    .execute(connection)
+                    .await
+                    .map_err(LogError::from)?;
+                Ok(is_new)
+            })
+        });
+        self.core.write(job).await
+    }
+
+    async fn remove_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+    ) -> Result<Removal, WriteError> {
+        let (writer, name) = (*writer, name.to_string());
+        let job: Job<Removal> = Box::new(move |connection| {
+            Box::pin(async move {
+                read_head(connection, writer.node).await?.check(&writer)?;
+                if !is_registered(connection, &name).await? {
+                    return Ok(Removal::Absent);
+                }
+                let is_named: bool = sqlx::query_scalar(IS_NAMED)
+                    .bind(&name)
+                    .fetch_one(&mut *connection)
+                    .await
+                    .map_err(LogError::from)?;
+                if is_named {
+                    return Ok(Removal::InUse);
+                }
+                sqlx::query("DELETE FROM participant WHERE name = ?1")
+                    .bind(name)
+                    .execute(connection)
+                    .await
+                    .map_err(LogError::from)?;
+                Ok(Removal::Removed)
+            })
+        });
+        self.core.write(job).await
+    }
+
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {
         let job: Job<IdentityChange> = Box::new(|connection| {
             Box::pin(async move {
@@ -1207,6 +1290,11 @@ impl DecisionLog for SqliteLog {
         });
         self.core.write(job).await.map_err(unfenced)
     }
+}
+
+async fn is_registered(connection: &mut SqliteConnection, name: &str) -> Result<bool, LogError> {
+    let query = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM participant WHERE name = ?1)");
+    Ok(query.bind(name).fetch_one(connection).await?)
 }
 
 #[cfg(test)]
@@ -1238,6 +1326,7 @@ impl SqliteLog {
             UNFINISHED,
             MARK_FORGOTTEN,
             FORGET,
+            IS_NAMED,
         ] {
             let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
             for row in sqlx::query(explain)

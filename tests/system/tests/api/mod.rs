@@ -4,6 +4,7 @@ mod begin;
 mod enlist;
 mod keys;
 mod outcome;
+mod participants;
 mod requests;
 mod retention;
 mod settle;
