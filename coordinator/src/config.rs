@@ -28,7 +28,7 @@ pub struct ServeArgs {
     /// Where clients and participants reach the API; port 0 takes a free one [default: 127.0.0.1:7070]
     #[arg(long, env = "UNANIMOUS_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
-    /// Where health and readiness are asked [default: 127.0.0.1:7071]
+    /// Where health and readiness are asked, and participants registered [default: 127.0.0.1:7071]
     #[arg(long, env = "UNANIMOUS_ADMIN_LISTEN", value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
     /// This coordinator's number among those that share the log, 1 to 65535 [default: 1]
@@ -195,7 +195,7 @@ pub enum InvalidSettings {
     /// A participant is given twice with different URLs.
     #[error("participant {0} is given twice, with different URLs: keep one of them")]
     ParticipantTwice(ParticipantName),
-    /// Less than [`RETENTION_MIN`].
+    /// Less than the shortest one that is taken.
     #[error(
         "retention = {0}: at least 1s, and in earnest longer than any client repeats its request"
     )]

@@ -2,6 +2,7 @@
 //! does not hold. Also where the bounds on transactions are kept, for everybody reports here.
 
 mod forgetting;
+pub mod listing;
 pub mod participants;
 
 use std::{
@@ -119,6 +120,7 @@ pub struct Registry {
 
 struct Live {
     actor: Addr<TransactionActor>,
+    created_at: WallMillis,
     progress: Progress,
     key: Option<IdempotencyKey>,
 }
@@ -250,6 +252,7 @@ impl Registry {
             id,
             Live {
                 actor: transaction.clone(),
+                created_at,
                 progress,
                 key,
             },
@@ -715,7 +718,7 @@ impl Handler<Recover> for Registry {
     fn handle(&mut self, Recover(records): Recover, ctx: &mut Context<Self>) {
         let Some(links) = self.links(ctx) else { return };
         for record in records {
-            let id = record.header.id;
+            let (id, created_at) = (record.header.id, record.header.created_at);
             let transaction = TransactionActor::recover(record, links.clone()).start();
             let progress = Progress {
                 key_released: true,
@@ -725,6 +728,7 @@ impl Handler<Recover> for Registry {
                 id,
                 Live {
                     actor: transaction,
+                    created_at,
                     progress,
                     key: None,
                 },

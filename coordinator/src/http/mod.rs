@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod health;
+pub mod list;
 pub mod participants;
 pub mod problem;
 pub mod transactions;
@@ -21,7 +22,8 @@ pub fn api(config: &mut ServiceConfig) {
         .service(
             web::resource("/v1/transactions")
                 .route(web::post().to(transactions::begin))
-                .default_service(only("POST")),
+                .route(web::get().to(list::list))
+                .default_service(only("GET, POST")),
         )
         .service(
             web::resource("/v1/transactions/{id}")

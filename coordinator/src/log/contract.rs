@@ -5,17 +5,18 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use unanimous_protocol::{
+    coordinator::TransactionState,
     id::{Epoch, LogIdentity, Node, Prefix, Sequence, TransactionId},
     life::{Fence, Regression, Writer},
     operations::BodyDigest,
     record::{
-        AbortCode, AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Part, Record, Standing,
-        Verdict, WallMillis,
+        AbortCode, AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Outcome, Part, Record,
+        Standing, Verdict, WallMillis,
     },
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, Opened, Removal, WriteError,
+    Appends, Batch, Decided, DecisionLog, Filter, Opened, Position, Removal, WriteError,
     memory::{Gate, MemoryLog, Snapshot},
     sqlite::{OpenError, SqliteLog},
 };
@@ -255,6 +256,23 @@ fn record(id: TransactionId, decision: Decision) -> Record {
         decided_at,
         finished_at,
     }
+}
+
+/// Each filter as it is, and with each of these values in one of its members.
+fn crossed<T: Clone>(
+    filters: Vec<Filter>,
+    values: &[T],
+    member: impl Fn(&mut Filter) -> &mut T,
+) -> Vec<Filter> {
+    let mut all = filters.clone();
+    for filter in filters {
+        all.extend(values.iter().map(|value| {
+            let mut with = filter.clone();
+            *member(&mut with) = value.clone();
+            with
+        }));
+    }
+    all
 }
 
 fn key(text: &str) -> IdempotencyKey {
@@ -1068,6 +1086,126 @@ mod claims {
         assert_eq!(head.decisions, decisions, "it is no decision write");
     }
 
+    pub(super) async fn the_history_is_read_page_by_page_newest_first<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let mut records = Vec::new();
+        // Three of each moment, and not in their order.
+        for at in [3, 1, 5, 2, 4, 3, 1, 5, 2, 4, 3, 1, 5, 2, 4] {
+            let mut record = life.abort();
+            Arc::make_mut(&mut record.header).created_at = WallMillis(at);
+            records.push(record);
+        }
+        life.decide(&*log, &records).await;
+        records.sort_by_key(|record| (record.header.created_at, record.header.id));
+        records.reverse();
+        let all = Filter::default();
+        for limit in [1, 2, 7, 15, 100] {
+            let (mut read, mut after) = (Vec::new(), None);
+            loop {
+                let page = log.history(&all, after, limit).await.unwrap();
+                let is_last = page.len() < usize::try_from(limit).unwrap();
+                assert!(page.len() <= usize::try_from(limit).unwrap());
+                read.extend(page);
+                if is_last {
+                    break;
+                }
+                after = read.last().map(|record| Position::of(&record.header));
+            }
+            assert_eq!(read, records, "{limit} at a time");
+        }
+    }
+
+    pub(super) async fn every_filter_finds_what_it_takes<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let labels = [("k", "1"), ("k", "2"), ("l", "1"), ("l", "a:\"ü' ")];
+        let mut records = Vec::new();
+        for number in 0..48_usize {
+            let mut record = match number % 4 {
+                0 => life.commit(),
+                1 => life.abort(),
+                2 => record(life.id(), commit_of([("north", Part::ReadOnly)])),
+                _ => record(life.id(), commit_of([("east", Part::Updates)])),
+            };
+            if number % 4 == 3 {
+                record.finished_at = Some(WallMillis(9));
+            }
+            if number % 5 == 0 {
+                record = keyed(record, &format!("key {number}"));
+            }
+            let header = Arc::make_mut(&mut record.header);
+            header.created_at = WallMillis(i64::try_from(number / 3).unwrap());
+            for (at, (key, value)) in labels.into_iter().enumerate() {
+                if number >> at & 1 == 1 {
+                    header.labels.insert(key.to_owned(), value.to_owned());
+                }
+            }
+            records.push(record);
+        }
+        life.decide(&*log, &records).await;
+        records.sort_by_key(|record| std::cmp::Reverse(Position::of(&record.header)));
+
+        let label = |at: usize| (labels[at].0.to_owned(), labels[at].1.to_owned());
+        use TransactionState::{Aborted, Aborting, Active, Committed, Committing};
+        let states = [Active, Committing, Committed, Aborting, Aborted].map(Some);
+        let outcomes = [Outcome::Committed, Outcome::Aborted].map(Some);
+        let participants = ["east", "north", "eas"].map(|name| Some(name.parse().unwrap()));
+        let keys = ["key 5", "key"].map(|key| Some(key.parse().unwrap()));
+        let labels = [vec![0], vec![1, 3], vec![0, 1]];
+        let labels = labels.map(|these| these.into_iter().map(label).collect());
+        let filters = vec![Filter::default()];
+        let filters = crossed(filters, &states, |filter| &mut filter.state);
+        let filters = crossed(filters, &outcomes, |filter| &mut filter.outcome);
+        let filters = crossed(filters, &[Some(true), Some(false)], |f| &mut f.in_doubt);
+        let filters = crossed(filters, &participants, |filter| &mut filter.participant);
+        let filters = crossed(filters, &keys, |filter| &mut filter.idempotency_key);
+        let filters = crossed(filters, &labels, |filter| &mut filter.labels);
+        let mut fruitful = 0;
+        for filter in filters {
+            let taken = records.iter().filter(|record| filter.takes_record(record));
+            let taken: Vec<_> = taken.cloned().collect();
+            let found = log.history(&filter, None, 100).await.unwrap();
+            assert_eq!(found, taken, "{filter:?}");
+            let Some((first, rest)) = taken.split_first() else {
+                continue;
+            };
+            fruitful += 1;
+            let after = Some(Position::of(&first.header));
+            let found = log.history(&filter, after, 100).await.unwrap();
+            assert_eq!(found, rest, "{filter:?}");
+        }
+        assert!(fruitful >= 100, "{fruitful}");
+    }
+
+    pub(super) async fn what_is_forgotten_is_in_no_list<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let (mut aborted, mut unfinished) = (life.abort(), life.commit());
+        for record in [&mut aborted, &mut unfinished] {
+            let labels = &mut Arc::make_mut(&mut record.header).labels;
+            labels.insert("k".to_owned(), "v".to_owned());
+        }
+        life.decide(&*log, [&aborted, &unfinished]).await;
+        let by_participant = Filter {
+            participant: Some("east".parse().unwrap()),
+            ..Filter::default()
+        };
+        let by_label = Filter {
+            labels: vec![("k".to_owned(), "v".to_owned())],
+            ..Filter::default()
+        };
+        let gone = log.forget(&life.writer, WallMillis(i64::MAX), 10).await;
+        assert_eq!(gone.unwrap(), 1);
+        for filter in [Filter::default(), by_participant, by_label] {
+            let found = log.history(&filter, None, 10).await.unwrap();
+            assert_eq!(found, std::slice::from_ref(&unfinished));
+        }
+    }
+
     pub(super) async fn participants_are_kept_by_name<B: Backend>() {
         let mut backend = B::fresh().await;
         let log = backend.log();
@@ -1337,6 +1475,9 @@ macro_rules! contract {
             each_prefix_has_its_own_forgotten_mark
             records_of_a_former_identity_are_kept
             whoever_is_fenced_forgets_nothing
+            the_history_is_read_page_by_page_newest_first
+            every_filter_finds_what_it_takes
+            what_is_forgotten_is_in_no_list
             participants_are_kept_by_name
             a_participant_that_an_unfinished_record_names_stays
             whoever_is_fenced_changes_no_participant

@@ -18,8 +18,8 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused, Removal, View,
-    WriteError, draw_identity,
+    Appends, Batch, Decided, DecisionLog, Filter, IdentityChange, LogError, Opened, Position,
+    Refused, Removal, View, WriteError, draw_identity,
 };
 
 /// How a write fails.
@@ -472,6 +472,24 @@ impl DecisionLog for MemoryLog {
             Ok(log.forget(before, at_most))
         });
         forgotten.await
+    }
+
+    async fn history(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: u32,
+    ) -> Result<Vec<Record>, LogError> {
+        self.read(|log| {
+            let mut found: Vec<_> = log.records.values().cloned().collect();
+            found.retain(|record| {
+                let is_older = after.is_none_or(|after| Position::of(&record.header) < after);
+                is_older && filter.takes_record(record)
+            });
+            found.sort_by_key(|record| std::cmp::Reverse(Position::of(&record.header)));
+            found.truncate(usize::try_from(limit).unwrap());
+            found
+        })
     }
 
     async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError> {

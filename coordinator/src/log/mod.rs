@@ -13,9 +13,12 @@ use unanimous_protocol::{
 
 #[cfg(test)]
 mod contract;
+mod history;
 #[cfg(test)]
 pub mod memory;
 pub mod sqlite;
+
+pub use history::{Filter, Position};
 
 /// A durable log of decisions, shared by all nodes that have a row in it.
 ///
@@ -116,6 +119,19 @@ pub trait DecisionLog: Send + Sync + 'static {
         before: WallMillis,
         at_most: u32,
     ) -> Result<u64, WriteError>;
+
+    /// At most `limit` records of any node and identity that `filter` takes ([`Filter::takes_record`]), newest first by
+    /// their [`Position`], and only those *after* `after` in that order, which are the older ones. Fewer than `limit`
+    /// means that there are no more.
+    ///
+    /// A read as any other: a record in it may not be durable yet. A page costs about what the page holds, however
+    /// long the history is: no offset is scanned, and each single member of the filter has an index.
+    async fn history(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: u32,
+    ) -> Result<Vec<Record>, LogError>;
 
     /// The participants registered here at run time, by name. An address in text form, as it was put: the log does not
     /// know what can be called, and whoever reads it checks it (rule 19).

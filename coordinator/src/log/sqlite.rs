@@ -34,6 +34,7 @@ use sqlx::{
 };
 use tokio::sync::{Mutex, oneshot};
 use unanimous_protocol::{
+    coordinator::TransactionState,
     id::{Epoch, LogIdentity, Node, ParticipantName, TransactionId},
     life::{Head, Writer},
     operations::BodyDigest,
@@ -44,8 +45,8 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused,
-    Removal, View, WriteError,
+    Appends, Batch, Cause, Decided, DecisionLog, Filter, IdentityChange, LogError, Opened,
+    Position, Refused, Removal, View, WriteError,
 };
 
 /// "UNAN": tells our files from any other SQLite file (`PRAGMA application_id`).
@@ -78,6 +79,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         3,
         "participants",
         include_str!("../../migrations/sqlite/0003_participants.sql"),
+    ),
+    (
+        4,
+        "history",
+        include_str!("../../migrations/sqlite/0004_history.sql"),
     ),
 ];
 
@@ -731,6 +737,80 @@ SELECT EXISTS (SELECT 1 FROM record INDEXED BY record_unfinished
                WHERE second_phase = 1 AND finished_at IS NULL
                  AND json_type(branches, '$.\"' || ?1 || '\"') IS NOT NULL)";
 
+/// A page of the list, driven by an index that has its entries in the list's order. The filter's other members are
+/// tried on what it yields. `?1` and `?2` are the place to go on after, `?3` is the limit.
+macro_rules! page {
+    ($driver:literal by $place:literal) => {
+        concat!(
+            "SELECT record.* FROM ",
+            $driver,
+            " AND (",
+            $place,
+            ".created_at, ",
+            $place,
+            ".id) < (?1, ?2)
+              AND (?4 IS NULL OR json_type(record.branches, '$.\"' || ?4 || '\"') IS NOT NULL)
+              AND (?5 IS NULL OR record.idempotency_key = ?5)
+              AND (?6 IS NULL OR record.outcome = ?6)
+              AND (?7 IS NULL OR (record.outcome = 'committed' AND record.finished_at IS NULL) = ?7)
+              AND NOT EXISTS (SELECT 1 FROM json_each(?8) AS wanted WHERE NOT EXISTS (
+                SELECT 1 FROM json_each(record.labels) AS label
+                WHERE label.key = wanted.value ->> 0 AND label.value = wanted.value ->> 1))
+            ORDER BY ",
+            $place,
+            ".created_at DESC, ",
+            $place,
+            ".id DESC LIMIT ?3"
+        )
+    };
+}
+
+const PAGE_BY_KEY: &str = page!("record WHERE record.idempotency_key = ?5" by "record");
+/// What is unfinished is little, and is sorted.
+const PAGE_UNFINISHED: &str = page!(
+    "record INDEXED BY record_unfinished WHERE second_phase = 1 AND finished_at IS NULL" by "record"
+);
+const PAGE_BY_LABEL: &str = page!(
+    "record_label AS entry CROSS JOIN record ON record.id = entry.id
+     WHERE entry.key = ?8 ->> '$[0][0]' AND entry.value = ?8 ->> '$[0][1]'" by "entry"
+);
+const PAGE_BY_PARTICIPANT: &str = page!(
+    "record_participant AS entry CROSS JOIN record ON record.id = entry.id
+     WHERE entry.participant = ?4" by "entry"
+);
+const PAGE_ABORTED: &str =
+    page!("record INDEXED BY record_aborted WHERE outcome = 'aborted'" by "record");
+const PAGE_BY_TIME: &str = page!("record INDEXED BY record_by_time WHERE true" by "record");
+
+/// What a filter means for records: the outcome, and whether the commit is owed to somebody. `None` when no record can
+/// be meant.
+fn meant(filter: &Filter) -> Option<(Option<Outcome>, Option<bool>)> {
+    let (of_state, unfinished) = match filter.state {
+        None => (None, None),
+        Some(TransactionState::Committing) => (Some(Outcome::Committed), Some(true)),
+        Some(TransactionState::Committed) => (Some(Outcome::Committed), Some(false)),
+        Some(TransactionState::Aborted) => (Some(Outcome::Aborted), None),
+        Some(
+            TransactionState::Active
+            | TransactionState::Preparing
+            | TransactionState::Deciding
+            | TransactionState::Aborting,
+        ) => return None,
+    };
+    Some((
+        agreed(of_state, filter.outcome)?,
+        agreed(unfinished, filter.in_doubt)?,
+    ))
+}
+
+/// What both say, where they do not contradict each other.
+fn agreed<T: PartialEq>(one: Option<T>, other: Option<T>) -> Option<Option<T>> {
+    match (one, other) {
+        (Some(one), Some(other)) if one != other => None,
+        (one, other) => Some(one.or(other)),
+    }
+}
+
 /// What is due: of the present identity, oldest finish first. The same rows in the two statements that use it, for they
 /// are in one transaction.
 macro_rules! due {
@@ -1196,6 +1276,49 @@ impl DecisionLog for SqliteLog {
         self.core.write(job).await
     }
 
+    async fn history(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: u32,
+    ) -> Result<Vec<Record>, LogError> {
+        let Some((outcome, unfinished)) = meant(filter) else {
+            return Ok(Vec::new());
+        };
+        let sql = if filter.idempotency_key.is_some() {
+            PAGE_BY_KEY
+        } else if unfinished == Some(true) {
+            PAGE_UNFINISHED
+        } else if !filter.labels.is_empty() {
+            PAGE_BY_LABEL
+        } else if filter.participant.is_some() {
+            PAGE_BY_PARTICIPANT
+        } else if outcome == Some(Outcome::Aborted) {
+            PAGE_ABORTED
+        } else {
+            PAGE_BY_TIME
+        };
+        let (created_at, id) = match after {
+            Some(Position { created_at, id }) => (created_at.0, id.to_bytes()),
+            None => (i64::MAX, [u8::MAX; 16]),
+        };
+        let outcome = outcome.map(|outcome| match outcome {
+            Outcome::Committed => "committed",
+            Outcome::Aborted => "aborted",
+        });
+        let query = sqlx::query(sql)
+            .bind(created_at)
+            .bind(id.to_vec())
+            .bind(limit)
+            .bind(filter.participant.as_ref().map(ParticipantName::as_str))
+            .bind(filter.idempotency_key.as_ref().map(IdempotencyKey::as_str))
+            .bind(outcome)
+            .bind(unfinished)
+            .bind(json(&filter.labels)?);
+        let rows = self.read(query.fetch_all(&self.core.readers)).await?;
+        self.core.noting(rows.iter().map(record).collect())
+    }
+
     async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError> {
         let query = sqlx::query("SELECT name, url FROM participant ORDER BY name");
         let rows = self.read(query.fetch_all(&self.core.readers)).await?;
@@ -1327,6 +1450,12 @@ impl SqliteLog {
             MARK_FORGOTTEN,
             FORGET,
             IS_NAMED,
+            PAGE_BY_KEY,
+            PAGE_UNFINISHED,
+            PAGE_BY_LABEL,
+            PAGE_BY_PARTICIPANT,
+            PAGE_ABORTED,
+            PAGE_BY_TIME,
         ] {
             let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
             for row in sqlx::query(explain)

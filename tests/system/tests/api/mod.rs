@@ -3,6 +3,7 @@
 mod begin;
 mod enlist;
 mod keys;
+mod list;
 mod outcome;
 mod participants;
 mod requests;
