@@ -16,13 +16,13 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use unanimous_protocol::id::Node;
 
 use crate::{
     actors::{
         recovery::{NoLife, Recovered, recover},
-        registry::{Bounds, Condition, Drain, Recover, Registry},
+        registry::{Bounds, Condition, Drain, Given, Recover, Registry},
     },
     config::{LogUrl, Settings},
     courier::{Couriers, Http, Limits, Transport},
@@ -102,7 +102,11 @@ impl App {
                 "--adopt-node is not needed on this log: a start takes over every node in it"
             );
         }
-        let Recovered { life, unfinished } = begin_life(&log, settings.node).await?;
+        let Recovered {
+            life,
+            unfinished,
+            participants,
+        } = begin_life(&log, settings.node).await?;
 
         let calls = Calls::start()?;
         let http = Arc::new(Http::new(&Limits::default())?);
@@ -112,11 +116,26 @@ impl App {
             calls.handle(),
             rand::random(),
         );
+        for (participant, url) in participants {
+            match url.parse() {
+                Ok(endpoint) => couriers.register(&participant, endpoint),
+                Err(error) => error!(
+                    %participant, url, error = &error as &dyn std::error::Error,
+                    "the log holds an address that can not be called: this participant's branches wait"
+                ),
+            }
+        }
+        // Last: what is given at start wins.
         for (participant, endpoint) in &settings.participants {
             couriers.register(participant, endpoint.clone());
         }
         let (tell_condition, condition) = watch::channel(Condition::Ready);
-        let registry = Registry::new(life, log, couriers, http, Bounds::default(), tell_condition);
+        let given = Given {
+            bounds: Bounds::default(),
+            retention: settings.retention,
+            configured: settings.participants.keys().cloned().collect(),
+        };
+        let registry = Registry::new(life, log, couriers, http, given, tell_condition);
         let engine = Arbiter::new();
         let registry = Registry::start_in_arbiter(&engine.handle(), |_| registry);
         registry
@@ -278,7 +297,7 @@ fn serve(
 ) -> anyhow::Result<Vec<actix_web::dev::Server>> {
     let workers = std::thread::available_parallelism().map_or(2, NonZero::get);
     let connections = connections_max();
-    let registry = registry.clone();
+    let (registry, for_admin) = (registry.clone(), registry.clone());
     let api = HttpServer::new(move || {
         WebApp::new()
             .app_data(Data::new(registry.clone()))
@@ -290,9 +309,10 @@ fn serve(
     .client_request_timeout(HEAD_TIMEOUT)
     .disable_signals()
     .listen(listener)?;
-    let condition = condition.clone();
+    let (registry, condition) = (for_admin, condition.clone());
     let admin = HttpServer::new(move || {
         WebApp::new()
+            .app_data(Data::new(registry.clone()))
             .app_data(Data::new(condition.clone()))
             .configure(http::admin)
     })

@@ -6,7 +6,11 @@
 use std::sync::Arc;
 
 use tracing::info;
-use unanimous_protocol::{id::Node, life::Life, record::Record};
+use unanimous_protocol::{
+    id::{Node, ParticipantName},
+    life::Life,
+    record::Record,
+};
 
 use crate::log::{DecisionLog, LogError};
 
@@ -30,6 +34,8 @@ pub struct Recovered {
     pub life: Life,
     /// Commits that some branch has still to be told, of all nodes that this life takes.
     pub unfinished: Vec<Record>,
+    /// Participants registered in earlier lives, with their addresses as text.
+    pub participants: Vec<(ParticipantName, String)>,
 }
 
 /// Opens an epoch of `node` and reads what is unfinished, in this order: what an older life was deciding has ended by
@@ -65,5 +71,10 @@ pub async fn recover(log: &Arc<dyn DecisionLog>, node: Node) -> Result<Recovered
         identity = %writer.identity, %node, epoch = %writer.epoch, unfinished = unfinished.len(),
         "a new life of the coordinator has begun"
     );
-    Ok(Recovered { life, unfinished })
+    let participants = log.participants().await?;
+    Ok(Recovered {
+        life,
+        unfinished,
+        participants,
+    })
 }

@@ -1,6 +1,10 @@
 //! One life of the coordinator: issues ids, finds transactions, looks keys up, and asks the life to judge what memory
 //! does not hold. Also where the bounds on transactions are kept, for everybody reports here.
 
+mod forgetting;
+pub mod listing;
+pub mod participants;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -62,6 +66,17 @@ impl Default for Bounds {
     }
 }
 
+/// What the settings say.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// What is held in memory, at most.
+    pub bounds: Bounds,
+    /// How long finished transactions are kept.
+    pub retention: Duration,
+    /// The participants given at start.
+    pub configured: BTreeSet<ParticipantName>,
+}
+
 /// Whether this coordinator can take new work, for `/readyz` and for those who run it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -82,10 +97,17 @@ pub struct Registry {
     log: Arc<dyn DecisionLog>,
     couriers: Couriers,
     http: Arc<Http>,
+    /// Given at start: these win over what is kept in the log, and are not changed at run time.
+    configured: BTreeSet<ParticipantName>,
+    /// Held by whoever changes a participant.
+    participants_turn: Arc<tokio::sync::Mutex<()>>,
     /// Whether a participant is being asked about an id of a newer epoch: one at a time.
     suspecting: bool,
     log_writer: Option<Addr<LogWriter>>,
     bounds: Bounds,
+    retention: Duration,
+    /// Whether what is due is being forgotten.
+    forgetting: bool,
     transactions: HashMap<TransactionId, Live>,
     undecided: usize,
     delivering_aborts: BTreeSet<TransactionId>,
@@ -103,6 +125,7 @@ pub struct Registry {
 
 struct Live {
     actor: Addr<TransactionActor>,
+    created_at: WallMillis,
     progress: Progress,
     key: Option<IdempotencyKey>,
 }
@@ -123,18 +146,27 @@ impl Registry {
         log: Arc<dyn DecisionLog>,
         couriers: Couriers,
         http: Arc<Http>,
-        bounds: Bounds,
+        given: Given,
         condition: watch::Sender<Condition>,
     ) -> Self {
+        let Given {
+            bounds,
+            retention,
+            configured,
+        } = given;
         Self {
             life,
             keyring: Keyring::default(),
             log,
             couriers,
             http,
+            configured,
+            participants_turn: Arc::default(),
             suspecting: false,
             log_writer: None,
             bounds,
+            retention,
+            forgetting: false,
             transactions: HashMap::new(),
             undecided: 0,
             delivering_aborts: BTreeSet::new(),
@@ -235,6 +267,7 @@ impl Registry {
             id,
             Live {
                 actor: transaction.clone(),
+                created_at,
                 progress,
                 key,
             },
@@ -470,6 +503,8 @@ impl Actor for Registry {
         let log_writer = LogWriter::new(Arc::clone(&self.log), writer, ctx.address());
         self.log_writer = Some(log_writer.start());
         ctx.run_interval(OBSERVE_EVERY, |registry, ctx| registry.observe(ctx));
+        self.forget_in_time(ctx);
+        self.describe_all();
     }
 }
 
@@ -722,7 +757,7 @@ impl Handler<Recover> for Registry {
     fn handle(&mut self, Recover(records): Recover, ctx: &mut Context<Self>) {
         let Some(links) = self.links(ctx) else { return };
         for record in records {
-            let id = record.header.id;
+            let (id, created_at) = (record.header.id, record.header.created_at);
             let transaction = TransactionActor::recover(record, links.clone()).start();
             let progress = Progress {
                 key_released: true,
@@ -732,6 +767,7 @@ impl Handler<Recover> for Registry {
                 id,
                 Live {
                     actor: transaction,
+                    created_at,
                     progress,
                     key: None,
                 },

@@ -96,16 +96,41 @@ fn check_content_type(request: &HttpRequest) -> Result<(), ApiProblem> {
 }
 
 /// The query's members by name. Each is given once, and only those that the route has.
-pub struct Query(BTreeMap<String, String>);
+pub struct Query {
+    members: BTreeMap<String, String>,
+    /// Of the one member that may be given several times.
+    repeated: Vec<String>,
+}
 
 impl Query {
     /// The query of a route that has these members.
     pub fn of(request: &HttpRequest, has: &[&str]) -> Result<Self, ApiProblem> {
+        Self::read(request, has, None)
+    }
+
+    /// The query of a route that has these members, and one that may be given several times.
+    pub fn with_repeated(
+        request: &HttpRequest,
+        has: &[&str],
+        repeats: &str,
+    ) -> Result<Self, ApiProblem> {
+        Self::read(request, has, Some(repeats))
+    }
+
+    fn read(
+        request: &HttpRequest,
+        has: &[&str],
+        repeats: Option<&str>,
+    ) -> Result<Self, ApiProblem> {
         let invalid = |text: String| ApiProblem::InvalidRequest(format!("in the query: {text}"));
         let given = web::Query::<Vec<(String, String)>>::from_query(request.query_string());
         let given = given.map_err(|error| invalid(error.to_string()))?;
-        let mut members = BTreeMap::new();
+        let (mut members, mut repeated) = (BTreeMap::new(), Vec::new());
         for (name, value) in given.into_inner() {
+            if repeats == Some(name.as_str()) {
+                repeated.push(value);
+                continue;
+            }
             if !has.contains(&name.as_str()) {
                 let name = shortened(&name);
                 return Err(invalid(format!(
@@ -116,15 +141,22 @@ impl Query {
                 return Err(invalid(format!("{name} is given twice")));
             }
         }
-        Ok(Self(members))
+        Ok(Self { members, repeated })
     }
 
     /// A member, where it is given.
     pub fn member<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, ApiProblem> {
-        let value = self.0.get(name).map(|text| text.parse());
+        let value = self.members.get(name).map(|text| text.parse());
         value
             .transpose()
             .map_err(|error| ApiProblem::InvalidRequest(format!("in the query: {name}: {error}")))
+    }
+}
+
+impl Query {
+    /// The values of the member that may be given several times, in their order.
+    pub fn repeated(&self) -> &[String] {
+        &self.repeated
     }
 }
 

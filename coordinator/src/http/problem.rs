@@ -36,6 +36,20 @@ pub enum ApiProblem {
         /// The name.
         participant: ParticipantName,
     },
+    /// The path names a participant that nobody registered.
+    #[error("no participant {0} is registered at this coordinator")]
+    NoSuchParticipant(ParticipantName),
+    /// A participant given at start is not changed at run time.
+    #[error(
+        "participant {0} was given when the coordinator was started; change it there, and start it again"
+    )]
+    ParticipantConfigured(ParticipantName),
+    /// A participant that is still needed.
+    #[error(
+        "participant {0} has branches of unfinished transactions, which could not be told their outcome without it; \
+         remove it once they have finished"
+    )]
+    ParticipantInUse(ParticipantName),
     /// The key was used with another body.
     #[error(
         "the Idempotency-Key was sent before with another request; repeat that request, or choose a new key"
@@ -190,6 +204,9 @@ impl ApiProblem {
                 Problem::new(400, "invalid-request", detail)
             }
             Self::UnknownParticipant { .. } => Problem::new(400, "unknown-participant", detail),
+            Self::NoSuchParticipant(_) => Problem::new(404, "unknown-participant", detail),
+            Self::ParticipantConfigured(_) => Problem::new(409, "participant-configured", detail),
+            Self::ParticipantInUse(_) => Problem::new(409, "participant-in-use", detail),
             Self::NotFound(_) => Problem::new(404, "not-found", detail),
             Self::UnknownTransaction(_) => Problem::new(404, "unknown-transaction", detail),
             Self::OtherNode { node, .. } => {

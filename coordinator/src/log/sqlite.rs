@@ -34,6 +34,7 @@ use sqlx::{
 };
 use tokio::sync::{Mutex, oneshot};
 use unanimous_protocol::{
+    coordinator::TransactionState,
     id::{Epoch, LogIdentity, Node, ParticipantName, TransactionId},
     life::{Head, Writer},
     operations::BodyDigest,
@@ -44,8 +45,8 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused, View,
-    WriteError,
+    Appends, Batch, Cause, Decided, DecisionLog, Filter, IdentityChange, LogError, Opened,
+    Position, Refused, Removal, View, WriteError,
 };
 
 /// "UNAN": tells our files from any other SQLite file (`PRAGMA application_id`).
@@ -63,11 +64,28 @@ const READERS_MAX: u32 = 4;
 /// Pages of WAL that are left to checkpoint before it is done: as SQLite's own default.
 const CHECKPOINT_AFTER_PAGES: i64 = 1000;
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[(
-    1,
-    "decision log",
-    include_str!("../../migrations/sqlite/0001_decision_log.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "decision log",
+        include_str!("../../migrations/sqlite/0001_decision_log.sql"),
+    ),
+    (
+        2,
+        "forgetting",
+        include_str!("../../migrations/sqlite/0002_forgetting.sql"),
+    ),
+    (
+        3,
+        "participants",
+        include_str!("../../migrations/sqlite/0003_participants.sql"),
+    ),
+    (
+        4,
+        "history",
+        include_str!("../../migrations/sqlite/0004_history.sql"),
+    ),
+];
 
 /// A [`DecisionLog`] in a SQLite file.
 ///
@@ -722,6 +740,110 @@ SELECT * FROM record INDEXED BY record_unfinished
 WHERE second_phase = 1 AND finished_at IS NULL AND substr(id, 5, 2) = ?1
 ORDER BY id";
 
+const PUT_PARTICIPANT: &str = "
+INSERT INTO participant (name, url) VALUES (?1, ?2)
+ON CONFLICT (name) DO UPDATE SET url = excluded.url";
+
+/// Names hold nothing that a JSON path would take for its own.
+const IS_NAMED: &str = "
+SELECT EXISTS (SELECT 1 FROM record INDEXED BY record_unfinished
+               WHERE second_phase = 1 AND finished_at IS NULL
+                 AND json_type(branches, '$.\"' || ?1 || '\"') IS NOT NULL)";
+
+/// A page of the list, driven by an index that has its entries in the list's order. The filter's other members are
+/// tried on what it yields. `?1` and `?2` are the place to go on after, `?3` is the limit.
+macro_rules! page {
+    ($driver:literal by $place:literal) => {
+        concat!(
+            "SELECT record.* FROM ",
+            $driver,
+            " AND (",
+            $place,
+            ".created_at, ",
+            $place,
+            ".id) < (?1, ?2)
+              AND (?4 IS NULL OR json_type(record.branches, '$.\"' || ?4 || '\"') IS NOT NULL)
+              AND (?5 IS NULL OR record.idempotency_key = ?5)
+              AND (?6 IS NULL OR record.outcome = ?6)
+              AND (?7 IS NULL OR (record.outcome = 'committed' AND record.finished_at IS NULL) = ?7)
+              AND NOT EXISTS (SELECT 1 FROM json_each(?8) AS wanted WHERE NOT EXISTS (
+                SELECT 1 FROM json_each(record.labels) AS label
+                WHERE label.key = wanted.value ->> 0 AND label.value = wanted.value ->> 1))
+            ORDER BY ",
+            $place,
+            ".created_at DESC, ",
+            $place,
+            ".id DESC LIMIT ?3"
+        )
+    };
+}
+
+const PAGE_BY_KEY: &str = page!("record WHERE record.idempotency_key = ?5" by "record");
+/// What is unfinished is little, and is sorted.
+const PAGE_UNFINISHED: &str = page!(
+    "record INDEXED BY record_unfinished WHERE second_phase = 1 AND finished_at IS NULL" by "record"
+);
+const PAGE_BY_LABEL: &str = page!(
+    "record_label AS entry CROSS JOIN record ON record.id = entry.id
+     WHERE entry.key = ?8 ->> '$[0][0]' AND entry.value = ?8 ->> '$[0][1]'" by "entry"
+);
+const PAGE_BY_PARTICIPANT: &str = page!(
+    "record_participant AS entry CROSS JOIN record ON record.id = entry.id
+     WHERE entry.participant = ?4" by "entry"
+);
+const PAGE_ABORTED: &str =
+    page!("record INDEXED BY record_aborted WHERE outcome = 'aborted'" by "record");
+const PAGE_BY_TIME: &str = page!("record INDEXED BY record_by_time WHERE true" by "record");
+
+/// What a filter means for records: the outcome, and whether the commit is owed to somebody. `None` when no record can
+/// be meant.
+fn meant(filter: &Filter) -> Option<(Option<Outcome>, Option<bool>)> {
+    let (of_state, unfinished) = match filter.state {
+        None => (None, None),
+        Some(TransactionState::Committing) => (Some(Outcome::Committed), Some(true)),
+        Some(TransactionState::Committed) => (Some(Outcome::Committed), Some(false)),
+        Some(TransactionState::Aborted) => (Some(Outcome::Aborted), None),
+        Some(
+            TransactionState::Active
+            | TransactionState::Preparing
+            | TransactionState::Deciding
+            | TransactionState::Aborting,
+        ) => return None,
+    };
+    Some((
+        agreed(of_state, filter.outcome)?,
+        agreed(unfinished, filter.in_doubt)?,
+    ))
+}
+
+/// What both say, where they do not contradict each other.
+fn agreed<T: PartialEq>(one: Option<T>, other: Option<T>) -> Option<Option<T>> {
+    match (one, other) {
+        (Some(one), Some(other)) if one != other => None,
+        (one, other) => Some(one.or(other)),
+    }
+}
+
+/// What is due: of the present identity, oldest finish first. The same rows in the two statements that use it, for they
+/// are in one transaction.
+macro_rules! due {
+    () => {
+        "SELECT id FROM record INDEXED BY record_by_finish
+         WHERE substr(id, 1, 4) = ?1 AND finished_at IS NOT NULL AND finished_at < ?2
+         ORDER BY finished_at, id LIMIT ?3"
+    };
+}
+
+/// The marks rise, in the transaction that deletes (rule 14).
+const MARK_FORGOTTEN: &str = concat!(
+    "INSERT INTO forgotten (prefix, through) SELECT substr(id, 1, 6), max(id) FROM (",
+    due!(),
+    ") WHERE true GROUP BY substr(id, 1, 6)
+     ON CONFLICT (prefix) DO UPDATE SET through = max(through, excluded.through)"
+);
+
+const FORGET: &str = concat!("DELETE FROM record WHERE id IN (", due!(), ")");
+
 /// The columns of a record, in the order of [`INSERT`].
 #[derive(Serialize)]
 struct Columns<'a>(
@@ -1159,6 +1281,144 @@ impl DecisionLog for SqliteLog {
         write().map_err(beside_failed)
     }
 
+    async fn forget(
+        &self,
+        writer: &Writer,
+        before: WallMillis,
+        at_most: u32,
+    ) -> Result<u64, WriteError> {
+        let writer = *writer;
+        let job: Job<u64> = Box::new(move |connection| {
+            Box::pin(async move {
+                read_head(connection, writer.node).await?.check(&writer)?;
+                let mut gone = 0;
+                for sql in [MARK_FORGOTTEN, FORGET] {
+                    let done = sqlx::query(sql)
+                        .bind(writer.identity.0.to_be_bytes().to_vec())
+                        .bind(before.0)
+                        .bind(at_most)
+                        .execute(&mut *connection)
+                        .await
+                        .map_err(LogError::from)?;
+                    gone = done.rows_affected();
+                }
+                Ok(gone)
+            })
+        });
+        self.core.write(job).await
+    }
+
+    async fn history(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: u32,
+    ) -> Result<Vec<Record>, LogError> {
+        let Some((outcome, unfinished)) = meant(filter) else {
+            return Ok(Vec::new());
+        };
+        let sql = if filter.idempotency_key.is_some() {
+            PAGE_BY_KEY
+        } else if unfinished == Some(true) {
+            PAGE_UNFINISHED
+        } else if !filter.labels.is_empty() {
+            PAGE_BY_LABEL
+        } else if filter.participant.is_some() {
+            PAGE_BY_PARTICIPANT
+        } else if outcome == Some(Outcome::Aborted) {
+            PAGE_ABORTED
+        } else {
+            PAGE_BY_TIME
+        };
+        let (created_at, id) = match after {
+            Some(Position { created_at, id }) => (created_at.0, id.to_bytes()),
+            None => (i64::MAX, [u8::MAX; 16]),
+        };
+        let outcome = outcome.map(|outcome| match outcome {
+            Outcome::Committed => "committed",
+            Outcome::Aborted => "aborted",
+        });
+        let query = sqlx::query(sql)
+            .bind(created_at)
+            .bind(id.to_vec())
+            .bind(limit)
+            .bind(filter.participant.as_ref().map(ParticipantName::as_str))
+            .bind(filter.idempotency_key.as_ref().map(IdempotencyKey::as_str))
+            .bind(outcome)
+            .bind(unfinished)
+            .bind(json(&filter.labels)?);
+        let rows = self.read(query.fetch_all(&self.core.readers)).await?;
+        self.core.noting(rows.iter().map(record).collect())
+    }
+
+    async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError> {
+        let query = sqlx::query("SELECT name, url FROM participant ORDER BY name");
+        let rows = self.read(query.fetch_all(&self.core.readers)).await?;
+        let participant = |row: &SqliteRow| {
+            let name = parsed("name", row.try_get::<&str, _>("name")?.parse())?;
+            Ok((name, row.try_get("url")?))
+        };
+        self.core.noting::<_>(
+            rows.iter()
+                .map(participant)
+                .collect::<Result<_, LogError>>(),
+        )
+    }
+
+    async fn put_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+        url: &str,
+    ) -> Result<bool, WriteError> {
+        let (writer, name, url) = (*writer, name.to_string(), url.to_owned());
+        let job: Job<bool> = Box::new(move |connection| {
+            Box::pin(async move {
+                read_head(connection, writer.node).await?.check(&writer)?;
+                let is_new = !is_registered(connection, &name).await?;
+                sqlx::query(PUT_PARTICIPANT)
+                    .bind(name)
+                    .bind(url)
+                    .execute(connection)
+                    .await
+                    .map_err(LogError::from)?;
+                Ok(is_new)
+            })
+        });
+        self.core.write(job).await
+    }
+
+    async fn remove_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+    ) -> Result<Removal, WriteError> {
+        let (writer, name) = (*writer, name.to_string());
+        let job: Job<Removal> = Box::new(move |connection| {
+            Box::pin(async move {
+                read_head(connection, writer.node).await?.check(&writer)?;
+                if !is_registered(connection, &name).await? {
+                    return Ok(Removal::Absent);
+                }
+                let is_named: bool = sqlx::query_scalar(IS_NAMED)
+                    .bind(&name)
+                    .fetch_one(&mut *connection)
+                    .await
+                    .map_err(LogError::from)?;
+                if is_named {
+                    return Ok(Removal::InUse);
+                }
+                sqlx::query("DELETE FROM participant WHERE name = ?1")
+                    .bind(name)
+                    .execute(connection)
+                    .await
+                    .map_err(LogError::from)?;
+                Ok(Removal::Removed)
+            })
+        });
+        self.core.write(job).await
+    }
+
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {
         let job: Job<IdentityChange> = Box::new(|connection| {
             Box::pin(async move {
@@ -1193,6 +1453,11 @@ impl DecisionLog for SqliteLog {
     }
 }
 
+async fn is_registered(connection: &mut SqliteConnection, name: &str) -> Result<bool, LogError> {
+    let query = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM participant WHERE name = ?1)");
+    Ok(query.bind(name).fetch_one(connection).await?)
+}
+
 #[cfg(test)]
 impl SqliteLog {
     /// Where writes wait between check and commit while a test holds it.
@@ -1213,7 +1478,23 @@ impl SqliteLog {
     /// How SQLite goes about each statement on records, as `EXPLAIN QUERY PLAN` tells it.
     pub(super) async fn plans(&self) -> Vec<(&'static str, String)> {
         let mut plans = Vec::new();
-        for sql in [INSERT, STANDING, FINISH, LOOK_UP, BY_KEY, UNFINISHED] {
+        for sql in [
+            INSERT,
+            STANDING,
+            FINISH,
+            LOOK_UP,
+            BY_KEY,
+            UNFINISHED,
+            MARK_FORGOTTEN,
+            FORGET,
+            IS_NAMED,
+            PAGE_BY_KEY,
+            PAGE_UNFINISHED,
+            PAGE_BY_LABEL,
+            PAGE_BY_PARTICIPANT,
+            PAGE_ABORTED,
+            PAGE_BY_TIME,
+        ] {
             let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
             for row in sqlx::query(explain)
                 .fetch_all(&self.core.readers)

@@ -159,6 +159,7 @@ async fn wrong_settings_are_refused_by_name_with_what_to_write_instead() {
         (&["--log", "postgres://h/db"], &["sqlite:PATH"]),
         (&["--log", "log.sqlite"], &["sqlite:PATH"]),
         (&["--retention", "soon"], &["--retention"]),
+        (&["--retention", "999ms"], &["retention", "1s"]),
         (
             &["--config", "/does/not/exist.toml"],
             &["/does/not/exist.toml"],
