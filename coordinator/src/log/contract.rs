@@ -1808,6 +1808,36 @@ mod a_sqlite_file {
     }
 
     #[tokio::test]
+    async fn of_an_earlier_program_lists_the_records_that_are_there() {
+        let mut backend = InSqlite::fresh().await;
+        let mut life = Life::begin(&backend, NODE).await;
+        let mut commit = life.commit();
+        let labels = &mut Arc::make_mut(&mut commit.header).labels;
+        labels.insert("k".to_owned(), "v".to_owned());
+        life.decide(&*backend.log(), [&commit]).await;
+        backend
+            .run(
+                "DROP TRIGGER record_indexed; DROP TRIGGER record_unindexed; DROP INDEX record_aborted;
+                 DROP TABLE record_participant; DROP TABLE record_label;
+                 DELETE FROM _sqlx_migrations WHERE version = 4",
+            )
+            .await;
+        backend.reopen().await;
+        let by_participant = Filter {
+            participant: Some("west".parse().unwrap()),
+            ..Filter::default()
+        };
+        let by_label = Filter {
+            labels: vec![("k".to_owned(), "v".to_owned())],
+            ..Filter::default()
+        };
+        for filter in [by_participant, by_label] {
+            let found = backend.log().history(&filter, None, 10).await.unwrap();
+            assert_eq!(found, std::slice::from_ref(&commit), "{filter:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn has_an_index_for_whatever_is_asked_of_its_records() {
         let backend = InSqlite::fresh().await;
         for (sql, step) in backend.sqlite().plans().await {

@@ -140,6 +140,33 @@ async fn what_was_given_at_start_wins_and_is_not_changed_here() {
 }
 
 #[tokio::test]
+async fn what_is_unfinished_of_a_name_that_is_gone_waits_visibly_until_it_is_put_again() {
+    let east = Stub::start("east").await;
+    let mut coordinator = Coordinator::start(&[&east]).await;
+    east.always("commit", Does::Hang);
+    let id = coordinator.begin(&commits_at("east")).await.is(200).id();
+    coordinator.process.kill();
+    let without = crate::support::coordinator::serve(coordinator.log());
+    coordinator.restart_as(without).await;
+    assert_eq!(
+        get(&coordinator, LIST).await.is(200).body["participants"],
+        json!([])
+    );
+    let in_doubt = coordinator
+        .get("/v1/transactions?in_doubt=true")
+        .await
+        .is(200);
+    let shown = &in_doubt.body["transactions"][0];
+    assert_eq!(
+        (&shown["id"], &shown["state"]),
+        (&json!(id), &json!("committing"))
+    );
+    east.always("commit", Does::Agree);
+    put(&coordinator, "east", &east.url()).await.is(201);
+    coordinator.reaches(&id, "committed").await;
+}
+
+#[tokio::test]
 async fn a_wrong_request_says_what_is_wrong() {
     let coordinator = Coordinator::start(&[]).await;
     for (body, says) in [
