@@ -119,20 +119,32 @@ async fn a_branch_in_doubt_is_told_its_outcome_at_start_and_while_running() {
 
 #[tokio::test]
 async fn a_branch_is_left_alone_before_it_has_been_in_doubt_for_a_while() {
-    let coordinator = Coordinator::told("committed").await;
+    let coordinator = Coordinator::told("pending").await;
     let url = coordinator.url.clone();
-    let east = Service::start_with(|builder| {
-        builder
-            .coordinator(url)
-            .inquire_after(Duration::from_secs(60))
-    })
-    .await;
-    // The look at start has to be over.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let east = Service::start().await;
     east.prepare(&id(1), note("a")).await.is_vote("yes");
-    tokio::time::sleep(Duration::from_millis(800)).await;
-    assert!(coordinator.asked().is_empty());
-    assert_eq!(east.row(&id(1)).await.as_deref(), Some("prepared"));
+    let east = east
+        .restart(|builder| {
+            builder
+                .coordinator(url)
+                .inquire_after(Duration::from_secs(60))
+        })
+        .await;
+    // The look at start asks about whatever is there. It is over now.
+    let begun = Instant::now();
+    while coordinator.asked().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "nobody asked");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    east.prepare(&id(2), note("b")).await.is_vote("yes");
+    // Long enough for several looks, had they been allowed: the default waits one second in all.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let young = coordinator
+        .asked()
+        .into_iter()
+        .find(|asked| asked.contains(&id(2)));
+    assert_eq!(young, None);
+    assert_eq!(east.row(&id(2)).await.as_deref(), Some("prepared"));
 }
 
 #[tokio::test]
