@@ -17,18 +17,23 @@ use unanimous_protocol::{
 use super::{
     Appends, Batch, Decided, DecisionLog, Opened, WriteError,
     memory::{Gate, MemoryLog, Snapshot},
+    postgres::tests::InPostgres,
     sqlite::{OpenError, SqliteLog},
 };
 
 /// What the suite needs of a backend, besides the contract.
-trait Backend: Sized + Send + Sync {
+pub(super) trait Backend: Sized + Send + Sync {
     /// A state to go back to.
     type Saved;
 
     async fn fresh() -> Self;
     fn log(&self) -> Arc<dyn DecisionLog>;
-    /// Where its writes wait between check and commit.
-    fn gate(&self) -> &Gate;
+    /// From now on its writes wait between check and commit.
+    async fn hold(&self);
+    /// Returns when a write waits.
+    async fn reached(&self);
+    /// Lets all go on.
+    async fn release(&self);
     /// The process ends and another one opens the log. Nobody may hold the log.
     async fn reopen(&mut self);
     /// The store will have no record of this transaction.
@@ -52,8 +57,16 @@ impl Backend for InMemory {
         Arc::clone(&self.0) as Arc<dyn DecisionLog>
     }
 
-    fn gate(&self) -> &Gate {
-        &self.0.gate
+    async fn hold(&self) {
+        self.0.gate.hold();
+    }
+
+    async fn reached(&self) {
+        self.0.gate.reached().await;
+    }
+
+    async fn release(&self) {
+        self.0.gate.release();
     }
 
     async fn reopen(&mut self) {
@@ -103,6 +116,10 @@ impl InSqlite {
         self.log = Some(Arc::new(SqliteLog::open(&self.path()).await.unwrap()));
     }
 
+    fn gate(&self) -> &Gate {
+        self.sqlite().gate()
+    }
+
     async fn run(&self, sql: &str) {
         self.sqlite().on_the_writing_connection(sql).await;
     }
@@ -128,8 +145,16 @@ impl Backend for InSqlite {
         Arc::clone(self.sqlite()) as Arc<dyn DecisionLog>
     }
 
-    fn gate(&self) -> &Gate {
-        self.sqlite().gate()
+    async fn hold(&self) {
+        self.gate().hold();
+    }
+
+    async fn reached(&self) {
+        self.gate().reached().await;
+    }
+
+    async fn release(&self) {
+        self.gate().release();
     }
 
     async fn reopen(&mut self) {
@@ -168,24 +193,28 @@ impl Backend for InSqlite {
     }
 }
 
-const NODE: Node = Node(1);
+pub(super) const NODE: Node = Node(1);
 
 /// A life of a coordinator: what it writes with, and the ids that it draws.
-struct Life {
-    writer: Writer,
+pub(super) struct Life {
+    pub(super) writer: Writer,
     next: Sequence,
 }
 
 impl Life {
-    async fn begin(backend: &impl Backend, node: Node) -> Self {
+    pub(super) async fn begin(backend: &impl Backend, node: Node) -> Self {
         let Opened { writer, .. } = backend.log().open_epoch(node).await.unwrap();
+        Self::of(writer)
+    }
+
+    pub(super) fn of(writer: Writer) -> Self {
         Self {
             writer,
             next: Sequence::start(rand::random()),
         }
     }
 
-    fn id(&mut self) -> TransactionId {
+    pub(super) fn id(&mut self) -> TransactionId {
         let Writer {
             identity,
             node,
@@ -198,19 +227,19 @@ impl Life {
     }
 
     /// A commit with a branch to tell.
-    fn commit(&mut self) -> Record {
+    pub(super) fn commit(&mut self) -> Record {
         record(
             self.id(),
             commit_of([("east", Part::Updates), ("west", Part::ReadOnly)]),
         )
     }
 
-    fn abort(&mut self) -> Record {
+    pub(super) fn abort(&mut self) -> Record {
         record(self.id(), abort(AbortCode::Refused))
     }
 
     /// Decides, and believes what the log says.
-    async fn decide<'a>(
+    pub(super) async fn decide<'a>(
         &mut self,
         log: &dyn DecisionLog,
         proposals: impl IntoIterator<Item = &'a Record>,
@@ -257,11 +286,11 @@ fn record(id: TransactionId, decision: Decision) -> Record {
     }
 }
 
-fn key(text: &str) -> IdempotencyKey {
+pub(super) fn key(text: &str) -> IdempotencyKey {
     text.parse().unwrap()
 }
 
-fn keyed(mut record: Record, text: &str) -> Record {
+pub(super) fn keyed(mut record: Record, text: &str) -> Record {
     let header = Arc::make_mut(&mut record.header);
     header.key = Some(KeyClaim {
         key: key(text),
@@ -270,7 +299,7 @@ fn keyed(mut record: Record, text: &str) -> Record {
     record
 }
 
-fn batch<'a>(proposals: impl IntoIterator<Item = &'a Record>) -> Batch {
+pub(super) fn batch<'a>(proposals: impl IntoIterator<Item = &'a Record>) -> Batch {
     Batch {
         proposals: proposals.into_iter().cloned().collect(),
         appends: Appends::default(),
@@ -284,7 +313,7 @@ fn finish(record: &Record) -> Appends {
     }
 }
 
-async fn stored(log: &dyn DecisionLog, record: &Record) -> Option<Record> {
+pub(super) async fn stored(log: &dyn DecisionLog, record: &Record) -> Option<Record> {
     log.look_up(record.header.id).await.unwrap().record
 }
 
@@ -365,15 +394,15 @@ mod claims {
         let log = backend.log();
         let mut life = Life::begin(&backend, NODE).await;
         let batch = batch(&[life.commit(), life.commit()]);
-        backend.gate().hold();
+        backend.hold().await;
         {
             let gone = log.decide(&life.writer, &batch);
             tokio::select! {
                 _ = gone => panic!("it was not held"),
-                () = backend.gate().reached() => {}
+                () = backend.reached() => {}
             }
         }
-        backend.gate().release();
+        backend.release().await;
         let next = life.commit();
         assert_eq!(life.decide(&*log, [&next]).await, [Standing::Proposed]);
         let first = stored(&*log, &batch.proposals[0]).await;
@@ -540,12 +569,12 @@ mod claims {
         let log = backend.log();
         let mut old = Life::begin(&backend, NODE).await;
         let commit = old.commit();
-        backend.gate().hold();
+        backend.hold().await;
         let deciding = tokio::spawn({
             let (log, writer, batch) = (Arc::clone(&log), old.writer, batch([&commit]));
             async move { log.decide(&writer, &batch).await }
         });
-        backend.gate().reached().await;
+        backend.reached().await;
         let mut opening = tokio::spawn({
             let log = Arc::clone(&log);
             async move {
@@ -559,7 +588,7 @@ mod claims {
             opened.is_err(),
             "an epoch was opened while a decision was under way"
         );
-        backend.gate().release();
+        backend.release().await;
         deciding.await.unwrap().unwrap();
         assert_eq!(
             opening.await.unwrap(),
@@ -1168,6 +1197,7 @@ macro_rules! contract {
 
 contract!(memory: InMemory);
 contract!(sqlite: InSqlite);
+contract!(postgres: InPostgres);
 
 /// What only the double does: it fails as it is told.
 mod the_memory_double {

@@ -38,14 +38,14 @@ use unanimous_protocol::{
     life::{Head, Writer},
     operations::BodyDigest,
     record::{
-        AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Outcome, Part, Record, Standing,
-        Verdict, WallMillis,
+        AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Outcome, Part, Record, Verdict,
+        WallMillis,
     },
 };
 
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused, View,
-    WriteError,
+    Appends, Batch, Cause, Decided, DecisionLog, Found, IdentityChange, LogError, Opened, Refused,
+    View, WriteError, damaged, parsed, standing, unfenced,
 };
 
 /// "UNAN": tells our files from any other SQLite file (`PRAGMA application_id`).
@@ -590,26 +590,12 @@ mod code {
 }
 
 /// SQLite's extended result code.
-fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
+pub(super) fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
     error.as_database_error()?.code()?.parse().ok()
 }
 
-impl From<sqlx::Error> for LogError {
-    fn from(error: sqlx::Error) -> Self {
-        let broken = match sqlite_code(&error) {
-            Some(extended) => is_broken(extended),
-            None => is_broken_without_a_code(&error),
-        };
-        if broken {
-            Self::Broken(error.into())
-        } else {
-            Self::Unavailable(error.into())
-        }
-    }
-}
-
 /// Whether nothing may be believed any more after this result code.
-fn is_broken(extended: i32) -> bool {
+pub(super) fn is_broken(extended: i32) -> bool {
     match extended {
         // Not a word about the data: a lock, memory, the shared index of the WAL.
         code::IOERR_UNLOCK
@@ -631,15 +617,6 @@ fn is_broken(extended: i32) -> bool {
             _ => false,
         },
     }
-}
-
-/// Errors of the driver: a row that is not what we wrote is damage; the rest is about connections.
-fn is_broken_without_a_code(error: &sqlx::Error) -> bool {
-    use sqlx::Error::{ColumnDecode, Decode, RowNotFound, WorkerCrashed};
-    matches!(
-        error,
-        ColumnDecode { .. } | Decode(_) | RowNotFound | WorkerCrashed
-    )
 }
 
 /// Whether SQLite says of a statement, and of nothing else, that its values can not be stored.
@@ -856,14 +833,6 @@ async fn insert_some(
         None => Inserted::No,
     };
     Ok(rows.iter().map(of).collect())
-}
-
-/// Which decision stands for a proposal that is in the log already, or can not be.
-enum Found {
-    /// Of the same transaction.
-    Own(Decision),
-    /// Of the one that has its key.
-    Holder(TransactionId),
 }
 
 async fn standings(
@@ -1199,27 +1168,6 @@ impl SqliteLog {
     }
 }
 
-/// An equal decision of the same transaction is the proposed one: it comes from an unclear first attempt, and the
-/// commit of this repeat has made it durable (rule 23).
-fn standing(proposal: &Record, found: Option<Found>) -> Standing {
-    match found {
-        None => Standing::Proposed,
-        Some(Found::Own(decision)) if decision == proposal.decision => Standing::Proposed,
-        Some(Found::Own(decision)) => Standing::Earlier(decision),
-        Some(Found::Holder(holder)) => Standing::KeyHeldBy(holder),
-    }
-}
-
-/// The errors of a write that no fence stands before.
-fn unfenced(error: WriteError) -> LogError {
-    match error {
-        WriteError::Unavailable(cause) => LogError::Unavailable(cause),
-        WriteError::Broken(cause) => LogError::Broken(cause),
-        WriteError::Fenced(fence) => LogError::Broken(fence.into()),
-        WriteError::WentBack(regression) => LogError::Broken(regression.into()),
-    }
-}
-
 /// The schema's bound on epochs is the id's: there is no epoch after 2^30 - 1 of them.
 fn epochs_used_up(error: sqlx::Error) -> LogError {
     if is_refusal(&error) {
@@ -1227,15 +1175,6 @@ fn epochs_used_up(error: sqlx::Error) -> LogError {
     } else {
         error.into()
     }
-}
-
-fn damaged(what: impl Into<Cause>) -> LogError {
-    LogError::Broken(what.into())
-}
-
-/// What the row holds in `column`, which must be readable: we wrote it.
-fn parsed<T, E: Into<Cause>>(column: &str, result: Result<T, E>) -> Result<T, LogError> {
-    result.map_err(|error| damaged(format!("column {column}: {}", error.into())))
 }
 
 fn transaction_id(bytes: &[u8]) -> Result<TransactionId, LogError> {
