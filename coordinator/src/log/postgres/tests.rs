@@ -202,6 +202,47 @@ async fn a_second_process_with_the_same_node_fences_the_first() {
     assert_eq!(stored(&other, &late).await, None);
 }
 
+/// As the contract has it of one process, whose writes wait for each other anyway; here only the row's lock can do it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_of_another_process_opens_after_the_decisions_under_way() {
+    for riding_only in [false, true] {
+        let backend = InPostgres::fresh().await;
+        let mut old = Life::begin(&backend, NODE).await;
+        let other = another_process(&backend).await;
+        let (commit, aborted) = (old.commit(), old.abort());
+        backend.hold().await;
+        let deciding = tokio::spawn({
+            let (log, writer, batch) = (backend.log(), old.writer, batch([&commit]));
+            let appends = Appends {
+                records: vec![aborted],
+                finishes: Vec::new(),
+            };
+            async move {
+                if riding_only {
+                    log.append(&writer, &appends).await
+                } else {
+                    log.decide(&writer, &batch).await.map(drop)
+                }
+            }
+        });
+        backend.reached().await;
+        let mut opening = tokio::spawn(async move {
+            other.open_epoch(NODE).await.unwrap();
+            other.unfinished(NODE).await.unwrap()
+        });
+        // A wait that ends too early could only let a wrong lock pass.
+        let opened = tokio::time::timeout(Duration::from_millis(200), &mut opening).await;
+        assert!(
+            opened.is_err(),
+            "an epoch was opened over a write under way"
+        );
+        backend.release().await;
+        deciding.await.unwrap().unwrap();
+        let unfinished = opening.await.unwrap();
+        assert_eq!(unfinished.len(), usize::from(!riding_only));
+    }
+}
+
 /// The holder of the key decides, uncommitted, while another coordinator proposes the same key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_another_coordinator_is_deciding_is_waited_for() {
