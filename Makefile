@@ -26,6 +26,10 @@ fix: ## format, and apply what clippy can repair
 	cargo fmt --all
 	UPDATE_GOLDEN=1 cargo test -q -p unanimous-protocol --test main the_page_says
 
+.PHONY: sim
+sim: ## simulate 1,000 worlds, or with SEED=n replay one and print its events
+	cargo run -q --release -p unanimous-world -- $(if $(SEED),--seed $(SEED),--from 0 --count 1000)
+
 .PHONY: demo
 demo: ## see a commit, a refusal, and a coordinator that is killed and recovers
 	scripts/tools.sh postgres

@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
+    num::NonZero,
     sync::Arc,
     time::Duration,
 };
@@ -9,18 +10,19 @@ use std::{
 use actix::{Actor as _, Addr, Arbiter};
 use actix_web::{App as WebApp, HttpServer, dev::ServerHandle, web::Data};
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use unanimous_protocol::id::Node;
 
 use crate::{
     actors::{
-        recovery::{Recovered, recover},
-        registry::{Bounds, Condition, Drain, Recover, Registry},
+        recovery::{NoLife, Recovered, recover},
+        registry::{Bounds, Condition, Drain, Given, Recover, Registry},
     },
     config::{LogUrl, Settings},
     courier::{Couriers, Http, Limits, Transport},
@@ -104,7 +106,11 @@ impl App {
                 "--adopt-node is not needed on this log: a start takes over every node in it"
             );
         }
-        let Recovered { life, unfinished } = begin_life(&log, settings.node).await?;
+        let Recovered {
+            life,
+            unfinished,
+            participants,
+        } = begin_life(&log, settings.node).await?;
 
         let calls = Calls::start()?;
         let http = Arc::new(Http::new(&Limits::default())?);
@@ -114,11 +120,26 @@ impl App {
             calls.handle(),
             rand::random(),
         );
+        for (participant, url) in participants {
+            match url.parse() {
+                Ok(endpoint) => couriers.register(&participant, endpoint),
+                Err(error) => error!(
+                    %participant, url, error = &error as &dyn std::error::Error,
+                    "the log holds an address that can not be called: this participant's branches wait"
+                ),
+            }
+        }
+        // Last: what is given at start wins.
         for (participant, endpoint) in &settings.participants {
             couriers.register(participant, endpoint.clone());
         }
         let (tell_condition, condition) = watch::channel(Condition::Ready);
-        let registry = Registry::new(life, log, couriers, http, Bounds::default(), tell_condition);
+        let given = Given {
+            bounds: Bounds::default(),
+            retention: settings.retention,
+            configured: settings.participants.keys().cloned().collect(),
+        };
+        let registry = Registry::new(life, log, couriers, http, given, tell_condition);
         let engine = Arbiter::new();
         let registry = Registry::start_in_arbiter(&engine.handle(), |_| registry);
         registry
@@ -177,8 +198,10 @@ impl App {
         tokio::select! {
             why = &mut fenced => return Ok(Ending::Fenced(why)),
             _ = is_drained => info!("every transaction is decided"),
+            _ = terminate.recv() => warn!("SIGTERM again: what is undecided is left to the next life"),
+            _ = interrupt.recv() => warn!("SIGINT again: what is undecided is left to the next life"),
             () = tokio::time::sleep(self.grace) => warn!(
-                "the grace time is over: undecided transactions are aborted, as everything is that has no record"
+                "the grace time is over: what is undecided is left to the next life"
             ),
         }
         for handle in handles {
@@ -266,16 +289,34 @@ async fn begin_life(log: &Arc<dyn DecisionLog>, node: Node) -> anyhow::Result<Re
     loop {
         match recover(log, node).await {
             Ok(recovered) => return Ok(recovered),
-            Err(error @ LogError::Unavailable(_)) => {
+            Err(NoLife::Log(error @ LogError::Unavailable(_))) => {
                 warn!(
                     error = &error as &dyn std::error::Error,
                     "the start waits for the decision log"
                 );
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            Err(error @ LogError::Broken(_)) => return Err(error.into()),
+            Err(error @ (NoLife::Log(LogError::Broken(_)) | NoLife::WentBack(_))) => {
+                return Err(error.into());
+            }
         }
     }
+}
+
+/// How many connections clients may have, all workers together. Each is a file descriptor, and clients that hold theirs
+/// open must not keep the coordinator from its participants, its log and its admin listener.
+fn connections_max() -> usize {
+    const MOST: u64 = 50_000;
+    const RESERVED: u64 = 512;
+    // As many as the system lets this process have; a limit that can not be read or raised is left as it is.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let wanted = hard.min(MOST + RESERVED).max(soft);
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok();
+    let descriptors = if raised { wanted } else { soft };
+    let connections = descriptors
+        .saturating_sub(RESERVED)
+        .clamp(descriptors / 2, MOST);
+    usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
 fn serve(
@@ -284,19 +325,24 @@ fn serve(
     registry: &Addr<Registry>,
     condition: &watch::Receiver<Condition>,
 ) -> anyhow::Result<Vec<actix_web::dev::Server>> {
-    let registry = registry.clone();
+    let workers = std::thread::available_parallelism().map_or(2, NonZero::get);
+    let connections = connections_max();
+    let (registry, for_admin) = (registry.clone(), registry.clone());
     let api = HttpServer::new(move || {
         WebApp::new()
             .app_data(Data::new(registry.clone()))
             .configure(http::api)
     })
+    .workers(workers)
+    .max_connections(connections / workers)
     .keep_alive(KEEP_ALIVE)
     .client_request_timeout(HEAD_TIMEOUT)
     .disable_signals()
     .listen(listener)?;
-    let condition = condition.clone();
+    let (registry, condition) = (for_admin, condition.clone());
     let admin = HttpServer::new(move || {
         WebApp::new()
+            .app_data(Data::new(registry.clone()))
             .app_data(Data::new(condition.clone()))
             .configure(http::admin)
     })

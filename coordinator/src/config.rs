@@ -1,7 +1,8 @@
 //! Settings: flags win over environment over file. Parsed once, checked once.
 //!
 //! Every flag has an environment variable (`--admin-listen`, `UNANIMOUS_ADMIN_LISTEN`) and a key in the file
-//! (`admin-listen = "127.0.0.1:7071"`). Participants are merged by name.
+//! (`admin-listen = "127.0.0.1:7071"`). Participants given by flags replace those of
+//! the environment; what they do not name is taken from the file.
 
 use std::{
     collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration,
@@ -13,6 +14,12 @@ use sqlx::postgres::PgConnectOptions;
 use unanimous_protocol::id::{Node, ParticipantName};
 
 use crate::courier::Endpoint;
+
+/// The shortest retention. Nothing that is safe depends on it where one process owns the log. Where several share it, a
+/// keyed record must not be forgotten while its own coordinator still repeats the write that it came from, not knowing
+/// that it succeeded: its key could go to another transaction meanwhile. So in earnest it is longer than a write may
+/// stay unclear; this floor is for tests.
+const RETENTION_MIN: Duration = Duration::from_secs(1);
 
 /// What `unanimous serve` is told.
 #[derive(Args, Clone, Debug, Default)]
@@ -28,7 +35,7 @@ pub struct ServeArgs {
     /// Where clients and participants reach the API; port 0 takes a free one [default: 127.0.0.1:7070]
     #[arg(long, env = "UNANIMOUS_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
-    /// Where health and readiness are asked [default: 127.0.0.1:7071]
+    /// Where health and readiness are asked, and participants registered [default: 127.0.0.1:7071]
     #[arg(long, env = "UNANIMOUS_ADMIN_LISTEN", value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
     /// This coordinator's number among those that share the log, 1 to 65535 [default: 1]
@@ -45,7 +52,7 @@ pub struct ServeArgs {
     /// With --adopt-node: do not wait until the node was last seen 10 s ago
     #[arg(long, env = "UNANIMOUS_FORCE")]
     pub force: bool,
-    /// How long finished transactions are kept for questions and idempotency keys, from their finish. Nothing is forgotten yet: this version keeps all of them [default: 168h]
+    /// How long finished transactions and their idempotency keys are kept, from their finish, 1s at least. Longer than a client repeats a request, and than a write to the log may stay unclear: hours, not seconds [default: 168h]
     #[arg(long, env = "UNANIMOUS_RETENTION", value_name = "DURATION")]
     pub retention: Option<humantime::Duration>,
     /// How long running transactions are given to finish after SIGTERM [default: 10s]
@@ -252,6 +259,11 @@ pub enum InvalidSettings {
     /// A participant is given twice with different URLs.
     #[error("participant {0} is given twice, with different URLs: keep one of them")]
     ParticipantTwice(ParticipantName),
+    /// Less than the shortest one that is taken.
+    #[error(
+        "retention = {0}: at least 1s, and in earnest longer than any client repeats its request"
+    )]
+    RetentionTooShort(humantime::Duration),
 }
 
 impl Settings {
@@ -295,6 +307,9 @@ impl Settings {
             .transpose()
         };
         let retention = args.retention.or(duration("retention", file.retention)?);
+        if let Some(short) = retention.filter(|kept| **kept < RETENTION_MIN) {
+            return Err(InvalidSettings::RetentionTooShort(short));
+        }
         let grace = args.grace.or(duration("grace", file.grace)?);
         let log_in_file = file
             .log
@@ -401,6 +416,7 @@ mod tests {
             ),
             ("\nlisten = 7", &["line 2", "listen"]),
             ("retention = \"soon\"", &["retention", "168h"]),
+            ("retention = \"999ms\"", &["retention", "999ms", "1s"]),
             ("node = 0", &["node", "1 to 65535"]),
             (
                 "log = \"mysql://x\"",

@@ -17,7 +17,8 @@ CREATE TABLE unanimous.branches (
     digest         bytea,
     -- The places of the operations that voted yes, in `operations` and `added` as one list: only they are committed.
     voted_yes      int[]       NOT NULL DEFAULT '{}',
-    holds_keys     boolean     NOT NULL DEFAULT false,
+    -- How many rows of keys go with the outcome.
+    keys_held      int         NOT NULL DEFAULT 0,
     refusal_code   text,
     refusal_reason text,
     since          timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -34,10 +35,15 @@ CREATE INDEX branches_by_id ON unanimous.branches (transaction, participant);
 
 -- A key is held exclusively from its branch's prepare until its outcome. The primary key is the lock: it holds between
 -- several processes of one service, and over a restart.
+-- A service that was renamed takes a key under each of its names, one row for each: a process that still runs under a
+-- former name takes it under that one, and so the two exclude each other whichever of them comes first.
 CREATE TABLE unanimous.keys (
+    -- The name under which it is taken: the branch's own, or a former one of its service.
     participant    text COLLATE "C" NOT NULL,
     key            text COLLATE "C" NOT NULL,
     transaction    uuid        NOT NULL,
+    -- With the transaction, the branch that holds it: `participant` in that branch's row.
+    held_by        text COLLATE "C" NOT NULL,
     -- With the id, the holder's age: who is younger gives way.
     begun_at_ms    bigint      NOT NULL,
     PRIMARY KEY (participant, key)

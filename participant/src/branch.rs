@@ -10,7 +10,7 @@ use unanimous_protocol::{
     branch::{Answer, Branch, Effect, Event, State},
     id::BranchId,
     keys::{self, Age, GiveUp, KeyWait},
-    message::{Refusal, RefusalCode, Session, Vote},
+    message::{Refusal, RefusalCode, Reply, Session, Vote},
     operations::Operations,
 };
 
@@ -76,8 +76,19 @@ pub(crate) struct Stepped {
     pub(crate) plan: Option<Plan>,
     /// To give once that is done.
     pub(crate) answer: Option<Answer>,
-    /// Whether the session's work is now in the row, or gone: either way no longer in memory.
-    pub(crate) drop_session: bool,
+    /// What becomes of the interactive work that this process holds of the branch.
+    pub(crate) session: SessionAfter,
+}
+
+/// What becomes of a branch's interactive work once its message is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SessionAfter {
+    /// It is still all there is of the branch.
+    Kept,
+    /// It voted read-only, of which nothing is stored: a repeat, whose first answer was lost, does the work again.
+    VotedReadOnly,
+    /// The row answers from now on.
+    Gone,
 }
 
 /// Why a message ended without an answer of the branch. The local transaction is to be rolled back.
@@ -115,6 +126,8 @@ impl From<LogError> for Stop {
 /// Whose message, and what is known about it outside its row.
 pub(crate) struct Context<'a> {
     pub(crate) service: &'a dyn Service,
+    /// Its present name and former ones: a key is taken under each.
+    pub(crate) names: &'a [String],
     pub(crate) branch: &'a BranchId,
     /// Whether new work may begin under the branch's name.
     pub(crate) name_is_ours: bool,
@@ -157,7 +170,6 @@ pub(crate) async fn step(
     let mut waiting = VecDeque::from(std::mem::take(&mut effects));
     let mut plan = Plan::default();
     let mut answer = None;
-    let mut drop_session = false;
     while let Some(effect) = waiting.pop_front() {
         let came_back = match effect {
             Effect::Work => Some(Event::Worked(work(local, context, asked, &mut row).await?)),
@@ -176,20 +188,18 @@ pub(crate) async fn step(
             Effect::RollBackWork => {
                 // The savepoint is there for a prepare only; nothing else has run the service's code by then.
                 plan.roll_back_work = operations.is_some();
-                row.holds_keys = false;
+                row.keys_held = 0;
                 row.voted_yes.clear();
-                drop_session = true;
                 None
             }
             Effect::ReleaseKeys => {
-                plan.release_keys = row.holds_keys;
-                row.holds_keys = false;
+                plan.release_keys = row.keys_held;
+                row.keys_held = 0;
                 None
             }
             Effect::Store(state) => {
                 row.state = state;
                 plan.store = Some(row.clone());
-                drop_session = true;
                 None
             }
             Effect::Answer { reply, forced } => {
@@ -205,10 +215,17 @@ pub(crate) async fn step(
     }
     // Without a new state there is nothing to commit, but for the flush behind a repeated yes or committed.
     let keep = plan.store.is_some() || (plan.forced && !inserted);
+    let session = if !inserted || plan.store.is_some() {
+        SessionAfter::Gone
+    } else if answer == Some(Answer::Reply(Reply::Vote(Vote::ReadOnly))) {
+        SessionAfter::VotedReadOnly
+    } else {
+        SessionAfter::Kept
+    };
     Ok(Stepped {
         plan: keep.then_some(plan),
         answer,
-        drop_session,
+        session,
     })
 }
 
@@ -245,8 +262,8 @@ async fn work(
         return Err(Stop::Failed(Failed { index: 0, failure }));
     }
     if !keys.is_empty() {
-        match local.take_keys(&keys, *begun_at_ms).await? {
-            Taken::All => row.holds_keys = true,
+        match local.take_keys(context.names, &keys, *begun_at_ms).await? {
+            Taken::All { rows } => row.keys_held = rows,
             Taken::Held { key, holder } => {
                 let mine = Age {
                     begun_at_ms: *begun_at_ms,

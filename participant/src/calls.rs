@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use unanimous_protocol::{
     branch::{Answer, Event},
     id::BranchId,
+    message::Inform,
     wire::PrepareRequest,
 };
 
 use crate::{
-    branch::{self, Asked, Context, KeyPatience, Stop},
+    branch::{self, Asked, Context, KeyPatience, SessionAfter, Stop},
     intent_log::{Bounds, Local, LogError, end_backend},
     keys::Waiter,
     participant::Shared,
@@ -127,7 +128,12 @@ impl Shared {
         loop {
             // Past the deadline a slot is still waited for, a little: the refusal is to be stored.
             let slot_by = deadline.max(Instant::now() + LOCK_PATIENCE);
-            let Some(slot) = self.connections.prepare_slot(slot_by).await else {
+            let slot = tokio::select! {
+                slot = self.connections.prepare_slot(slot_by) => slot,
+                // Holding nothing, it must not hold up the abort either.
+                () = turn.prepare.cancelled() => return Err(Unanswered::Cancelled),
+            };
+            let Some(slot) = slot else {
                 return Err(Unanswered::Overloaded);
             };
             let now = Instant::now();
@@ -163,7 +169,7 @@ impl Shared {
                     }
                     patience.waited = since.elapsed();
                 }
-                Err(stop) => return Err(unanswered(branch, stop)),
+                Err(stop) => return Err(unanswered(branch, None, stop)),
             }
         }
     }
@@ -182,10 +188,11 @@ impl Shared {
             drop(tokio::time::timeout(CANCEL_PATIENCE, prepare.ended()).await);
         }
         let until = Instant::now() + OUTCOME_MAX;
+        let decided = decided(&event);
         let asked = Asked::Event(event);
         self.attempt(branch, &asked, until, std::future::pending())
             .await
-            .map_err(|stop| unanswered(branch, stop))
+            .map_err(|stop| unanswered(branch, decided, stop))
     }
 
     /// One local transaction: begins, steps, and ends it, one way or the other.
@@ -210,16 +217,21 @@ impl Shared {
             .flatten();
         let context = Context {
             service: &*self.service,
+            names: &self.names,
             branch,
             name_is_ours,
             held,
         };
-        let connection = self.connections.get().await?;
+        let mut cancelled = std::pin::pin!(cancelled);
+        let connection = tokio::select! {
+            connection = self.connections.get() => connection?,
+            () = &mut cancelled => return Err(Stop::Cancelled),
+        };
         let mut local = Local::on(connection, branch.clone(), bounds);
         let stepped = tokio::select! {
             biased;
             stepped = branch::step(&mut local, &context, asked) => stepped,
-            () = cancelled => Err(Stop::Cancelled),
+            () = &mut cancelled => Err(Stop::Cancelled),
             () = tokio::time::sleep_until(until) => Err(Stop::Late),
         };
         let stepped = match stepped {
@@ -232,9 +244,9 @@ impl Shared {
         };
         match stepped.plan {
             Some(plan) => {
-                let released = plan.release_keys;
+                let released = plan.release_keys > 0;
                 // Never cancelled and never hurried: from here on only the database knows (design rule 10).
-                let commit = tokio::time::timeout(COMMIT_MAX, local.commit(plan, &self.names));
+                let commit = tokio::time::timeout(COMMIT_MAX, local.commit(plan));
                 match commit.await {
                     Ok(committed) => committed?,
                     Err(_elapsed) => return Err(Stop::Log(LogError::Silent)),
@@ -245,8 +257,12 @@ impl Shared {
             }
             None => self.give_back(local).await,
         }
-        if stepped.drop_session && name_is_ours {
-            self.sessions.forget(branch.transaction);
+        if name_is_ours {
+            match stepped.session {
+                SessionAfter::Kept => {}
+                SessionAfter::VotedReadOnly => self.sessions.voted_read_only(branch.transaction),
+                SessionAfter::Gone => self.sessions.forget(branch.transaction),
+            }
         }
         Ok(stepped.answer)
     }
@@ -268,8 +284,49 @@ impl Shared {
     }
 }
 
-/// Logs what happened, once, and says what the caller may know of it.
-fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
+/// The outcome that an event brings, in words.
+fn decided(event: &Event) -> Option<&'static str> {
+    match event {
+        Event::CommitReceived | Event::Informed(Inform::Committed) => Some("commit"),
+        Event::AbortReceived | Event::Informed(Inform::Aborted) => Some("abort"),
+        Event::PrepareReceived { .. }
+        | Event::Worked(_)
+        | Event::Applied
+        | Event::Undone
+        | Event::Informed(Inform::Pending)
+        | Event::DeadlinePassed => None,
+    }
+}
+
+/// Nothing like a prepare that could not find out: others have this outcome already, this branch keeps what it promised
+/// and holds, and where it fails every time nobody but the service's author can end that.
+fn not_applied(branch: &BranchId, decided: &str, operation: Option<usize>, error: &str) {
+    tracing::error!(transaction = %branch.transaction, participant = %branch.participant, operation, error,
+        "a decided {decided} can not be applied, it was rolled back; the branch stays in doubt and keeps what it holds, \
+         and the coordinator asks again until it succeeds");
+}
+
+/// Whether the service's own work is what failed, and not the way to the database.
+fn is_services(error: &LogError) -> bool {
+    match error {
+        LogError::Broken(_) => true,
+        // What the server refuses at the commit is a constraint that is checked there; class 57 is an operator's doing.
+        LogError::Unclear(error) => error
+            .code()
+            .is_some_and(|code| !code.code().starts_with("57")),
+        LogError::Busy(_)
+        | LogError::Unavailable(_)
+        | LogError::NoConnection(_)
+        | LogError::NoAnswer
+        | LogError::Silent
+        | LogError::Unreadable { .. }
+        | LogError::Foreign(_)
+        | LogError::KeysLost { .. } => false,
+    }
+}
+
+/// Logs what happened, once, and says what the caller may know of it. `decided`: the outcome that was told, if one was.
+fn unanswered(branch: &BranchId, decided: Option<&str>, stop: Stop) -> Unanswered {
     let transaction = branch.transaction;
     let participant = &branch.participant;
     match stop {
@@ -278,7 +335,11 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
         Stop::KeyHeld { key } | Stop::KeyBusy { key } => Unanswered::KeyBusy { key },
         Stop::Cancelled => Unanswered::Cancelled,
         Stop::Late => {
-            tracing::warn!(%transaction, %participant, "the service's code took longer than it may; rolled back");
+            match decided {
+                Some(decided) => not_applied(branch, decided, None, "it took longer than it may"),
+                None => tracing::warn!(%transaction, %participant,
+                    "the service's code took longer than it may; rolled back"),
+            }
             Unanswered::Late
         }
         Stop::Outdated(invalid) => {
@@ -287,9 +348,12 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
             Unanswered::Outdated(invalid)
         }
         Stop::Failed(failed) => {
-            let error = failed.failure.into_source();
-            tracing::warn!(%transaction, %participant, operation = failed.index, error = %chain(&*error),
-                "the service could not find out; rolled back, and the coordinator asks again");
+            let error = chain(&*failed.failure.into_source());
+            match decided {
+                Some(decided) => not_applied(branch, decided, Some(failed.index), &error),
+                None => tracing::warn!(%transaction, %participant, operation = failed.index, error,
+                    "the service could not find out; rolled back, and the coordinator asks again"),
+            }
             Unanswered::Failed {
                 index: failed.index,
             }
@@ -302,10 +366,14 @@ fn unanswered(branch: &BranchId, stop: Stop) -> Unanswered {
                 }
                 LogError::Broken(_) => Unanswered::Broken,
                 LogError::Unclear(_) | LogError::Silent => Unanswered::Unclear,
-                LogError::Unreadable { .. } | LogError::Foreign(_) => Unanswered::Unreadable,
+                LogError::Unreadable { .. } | LogError::Foreign(_) | LogError::KeysLost { .. } => {
+                    Unanswered::Unreadable
+                }
             };
             if answer == Unanswered::Unreadable {
                 tracing::error!(%transaction, %participant, %error, "a row that only a person can put right");
+            } else if let Some(decided) = decided.filter(|_| is_services(&error)) {
+                not_applied(branch, decided, None, &chain(&error));
             } else {
                 tracing::warn!(%transaction, %participant, error = %chain(&error), "no answer");
             }

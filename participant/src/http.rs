@@ -1,4 +1,4 @@
-//! The participant's routes (`wire.md` section 2): one async function over the `http` crate's types, and the only file
+//! The participant's routes (`docs/API.md` section 2): one async function over the `http` crate's types, and the only file
 //! here that knows status codes. It parses, has the branch's message run, and renders.
 
 #![allow(

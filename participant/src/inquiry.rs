@@ -111,14 +111,19 @@ impl Coordinator {
         })
     }
 
-    fn answered(&self) {
+    /// Whether it did not answer the last time.
+    pub(crate) fn is_set_aside(&self) -> bool {
+        self.health(|health| health.aside_until.is_some())
+    }
+
+    pub(crate) fn answered(&self) {
         self.health(|health| {
             health.failures = 0;
             health.aside_until = None;
         });
     }
 
-    fn did_not_answer(&self, now: Instant) {
+    pub(crate) fn did_not_answer(&self, now: Instant) {
         self.health(|health| {
             health.failures = (health.failures + 1).min(16);
             let aside = jittered(PAUSE_MIN * (1 << health.failures.min(10)), ASIDE_MAX);
@@ -237,7 +242,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let mut next_scan = Instant::now();
     let mut scans = 0;
     // All of them at start, and after that what was left alone for a while.
-    let mut in_doubt_for = Duration::ZERO;
+    let mut in_doubt_for = None;
     loop {
         ticks.tick().await;
         while let Some(ended) = asking.try_join_next() {
@@ -249,7 +254,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             let scan = scan(&shared, &mut doubts, in_doubt_for, scans);
             let scan = tokio::time::timeout(SCAN_MAX, scan).await;
             match scan.unwrap_or_else(|_elapsed| Err(LogError::NoAnswer)) {
-                Ok(()) => in_doubt_for = shared.inquire_after,
+                Ok(()) => in_doubt_for = Some(shared.inquire_after),
                 Err(error) => {
                     tracing::warn!(participant = %shared.name, error = %chain(&error),
                         "branches in doubt can not be looked up; trying again");
@@ -300,7 +305,7 @@ fn ended_inquiry(
 async fn scan(
     shared: &Shared,
     doubts: &mut Doubts,
-    in_doubt_for: Duration,
+    in_doubt_for: Option<Duration>,
     scan: u64,
 ) -> Result<(), LogError> {
     let connection = shared.connections.get().await?;

@@ -6,8 +6,9 @@
 //! knows what it is in the middle of. Nothing here knows which message it serves.
 //!
 //! Durability: `SET LOCAL synchronous_commit` decides at the commit, behind whatever the service's code set, so a role or
-//! a database that turned it off can not weaken a promise. Left out: the driver does not show the warning with which a
-//! commit tells that its wait for a synchronous standby was cancelled; nothing in this crate cancels a commit.
+//! a database that turned it off can not weaken a promise. Nothing in this crate cancels a commit; where somebody else
+//! does while it waits for a synchronous standby, the connections of [`crate::watched`] make it unclear, and those of
+//! another pool can not tell.
 
 use std::{error::Error, pin::Pin, time::Duration};
 
@@ -65,6 +66,18 @@ pub(crate) enum LogError {
         /// What is wrong with it.
         what: String,
     },
+    /// Somebody deleted rows of keys that the branch holds. Nothing was changed, and nothing will be before somebody
+    /// looks: what they guarded may have been changed by another branch meanwhile.
+    #[error(
+        "{branch} holds {rows} rows in unanimous.keys, and they are not all there any more: look at what they guarded, \
+         then set keys_held in its row to the number of those that are"
+    )]
+    KeysLost {
+        /// Whose keys.
+        branch: BranchId,
+        /// How many rows it took.
+        rows: i32,
+    },
     /// As [`Self::Unreadable`], where not even the branch's name can be read.
     #[error("the table unanimous.branches holds {0}")]
     Foreign(&'static str),
@@ -115,8 +128,8 @@ pub(crate) struct Row {
     pub(crate) added: Option<String>,
     /// The places of the operations that voted yes.
     pub(crate) voted_yes: Vec<i32>,
-    /// Whether there are rows of keys to delete with the outcome.
-    pub(crate) holds_keys: bool,
+    /// How many rows of keys there are to delete with the outcome.
+    pub(crate) keys_held: i32,
 }
 
 /// What a message leaves behind: written and committed in one round trip, in this order.
@@ -124,8 +137,8 @@ pub(crate) struct Row {
 pub(crate) struct Plan {
     /// Undo what the service's code wrote in this local transaction, its keys included.
     pub(crate) roll_back_work: bool,
-    /// Delete the branch's rows of keys.
-    pub(crate) release_keys: bool,
+    /// Delete the branch's rows of keys, which must be so many.
+    pub(crate) release_keys: i32,
     /// Write the row so.
     pub(crate) store: Option<Row>,
     /// Flushed, and replicated where the server is set up so, before the commit returns.
@@ -136,7 +149,10 @@ pub(crate) struct Plan {
 #[derive(Clone, Debug)]
 pub(crate) enum Taken {
     /// All keys are ours.
-    All,
+    All {
+        /// One for each key and name.
+        rows: i32,
+    },
     /// This key is another branch's.
     Held {
         /// Which one.
@@ -153,7 +169,7 @@ const INSERT: &str = "\
 /// `txid_current` also sees to it that the transaction has an id, so that its commit writes a record and waits for it:
 /// a repeated yes is told only behind a flush of everything it saw (design rule 8).
 const LOCK: &str = "\
-    SELECT state, operations, added, digest, voted_yes, holds_keys, refusal_code, refusal_reason, \
+    SELECT state, operations, added, digest, voted_yes, keys_held, refusal_code, refusal_reason, \
            txid_current(), pg_backend_pid() \
     FROM unanimous.branches WHERE participant = $1 AND transaction = $2 FOR UPDATE";
 
@@ -162,25 +178,30 @@ const LOCK: &str = "\
 const STORE: &str = "\
     WITH stored AS ( \
         UPDATE unanimous.branches \
-        SET state = $3, added = $4, voted_yes = $5, holds_keys = $6, refusal_code = $7, refusal_reason = $8, \
+        SET state = $3, added = $4, voted_yes = $5, keys_held = $6, refusal_code = $7, refusal_reason = $8, \
             since = clock_timestamp() \
         WHERE participant = $1 AND transaction = $2 AND txid_current() = $9 \
         RETURNING 1) \
     SELECT 1 / count(*) FROM stored";
 
-/// In one order everywhere, so that two branches that want the same keys do not wait for each other in a circle.
+/// Each key under each name of the service, so that it excludes processes that still run under a former one. In one
+/// order everywhere, so that two branches that want the same keys do not wait for each other in a circle.
 const TAKE_KEYS: &str = "\
-    INSERT INTO unanimous.keys (participant, key, transaction, begun_at_ms) \
-    SELECT $1, wanted.key, $2, $3 FROM unnest($4::text[]) AS wanted (key) ORDER BY wanted.key COLLATE \"C\" \
+    INSERT INTO unanimous.keys (participant, key, transaction, begun_at_ms, held_by) \
+    SELECT ours.name, wanted.key, $2, $3, $5 \
+    FROM unnest($4::text[]) AS wanted (key), unnest($1::text[]) AS ours (name) \
+    ORDER BY wanted.key COLLATE \"C\", ours.name COLLATE \"C\" \
     ON CONFLICT DO NOTHING";
 
 const HOLDER: &str = "\
     SELECT key, transaction, begun_at_ms FROM unanimous.keys \
-    WHERE participant = $1 AND key = ANY ($2) AND transaction <> $3 ORDER BY key LIMIT 1";
+    WHERE participant = ANY ($1) AND key = ANY ($2) AND (transaction, held_by) <> ($3, $4) ORDER BY key LIMIT 1";
 
-/// By the transaction and not by the participant too: keys move to the new name when a participant is renamed.
-const RELEASE_KEYS: &str =
-    "DELETE FROM unanimous.keys WHERE transaction = $2 AND participant = ANY ($1)";
+/// By the branch that holds them, under whichever names it took them. Fails, by a division, unless they are all there:
+/// a key that is not where it was left has been held by nobody, and the work that it guarded may have been touched.
+const RELEASE_KEYS: &str = "\
+    WITH released AS (DELETE FROM unanimous.keys WHERE transaction = $1 AND held_by = $2 RETURNING 1) \
+    SELECT 1 / (count(*) = $3::int)::int FROM released";
 
 const SAVEPOINT: &str = "SAVEPOINT unanimous_work";
 const ROLL_BACK_WORK: &str = "ROLLBACK TO SAVEPOINT unanimous_work";
@@ -276,15 +297,17 @@ impl Local {
                 operations: operations.map(|operations| operations.text().to_owned()),
                 added: None,
                 voted_yes: Vec::new(),
-                holds_keys: false,
+                keys_held: 0,
             });
         }
         read_row(&self.branch, &row)
     }
 
-    /// Takes keys for this branch, all or none: unless the answer is [`Taken::All`], roll back.
+    /// Takes keys for this branch under all `names` of its service, all or none: unless the answer is [`Taken::All`],
+    /// roll back.
     pub(crate) async fn take_keys(
         &self,
+        names: &[String],
         keys: &[String],
         begun_at_ms: i64,
     ) -> Result<Taken, LogError> {
@@ -297,13 +320,18 @@ impl Local {
         let as_before = format!("SET LOCAL lock_timeout = {}", millis(self.bounds.lock));
         let taking = try_join4(
             connection.batch_execute(&brief),
-            connection.execute(&take, &[&participant, &transaction, &begun_at_ms, &keys]),
-            connection.query_opt(&holder, &[&participant, &keys, &transaction]),
+            connection.execute(
+                &take,
+                &[&names, &transaction, &begun_at_ms, &keys, &participant],
+            ),
+            connection.query_opt(&holder, &[&names, &keys, &transaction, &participant]),
             connection.batch_execute(&as_before),
         )
         .await;
         match taking {
-            Ok((_, taken, _, ())) if taken == keys.len() as u64 => Ok(Taken::All),
+            Ok((_, taken, _, ())) if taken == (keys.len() * names.len()) as u64 => {
+                Ok(Taken::All { rows: taken as i32 })
+            }
             Ok((_, _, Some(row), ())) => Ok(Taken::Held {
                 key: row.try_get(0)?,
                 holder: Some(Age {
@@ -325,10 +353,8 @@ impl Local {
     }
 
     /// Carries the plan out and commits: one round trip. The answer may be given once this returns `Ok`, and not before.
-    /// `names` are the participant's own, present and former.
-    pub(crate) async fn commit(mut self, plan: Plan, names: &[String]) -> Result<(), LogError> {
-        type Step<'a> =
-            Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send + 'a>>;
+    pub(crate) async fn commit(mut self, plan: Plan) -> Result<(), LogError> {
+        type Step<'a> = Pin<Box<dyn Future<Output = Result<(), LogError>> + Send + 'a>>;
         let connection = self.connection()?;
         let participant = self.branch.participant.as_str();
         let transaction = SqlId::of(self.branch.transaction);
@@ -341,12 +367,26 @@ impl Local {
         };
         let mut steps: Vec<Step<'_>> = Vec::new();
         if plan.roll_back_work {
-            steps.push(Box::pin(connection.batch_execute(ROLL_BACK_WORK)));
-        }
-        if plan.release_keys {
             steps.push(Box::pin(async {
-                let params: [&(dyn ToSql + Sync); 2] = [&names, &transaction];
-                connection.execute(&release, &params).await.map(drop)
+                let rolled_back = connection.batch_execute(ROLL_BACK_WORK).await;
+                rolled_back.map_err(at_commit)
+            }));
+        }
+        if plan.release_keys > 0 {
+            steps.push(Box::pin(async {
+                let params: [&(dyn ToSql + Sync); 3] =
+                    [&transaction, &participant, &plan.release_keys];
+                let released = connection.query_one(&release, &params).await;
+                released.map(drop).map_err(|error| {
+                    if error.code() == Some(&SqlState::DIVISION_BY_ZERO) {
+                        LogError::KeysLost {
+                            branch: self.branch.clone(),
+                            rows: plan.release_keys,
+                        }
+                    } else {
+                        at_commit(error)
+                    }
+                })
             }));
         }
         if let Some(row) = &plan.store {
@@ -359,30 +399,26 @@ impl Local {
                     &stored.word,
                     &row.added,
                     &row.voted_yes,
-                    &row.holds_keys,
+                    &row.keys_held,
                     &stored.code,
                     &stored.reason,
                     &self.transaction,
                 ];
-                connection.query_one(&store, &params).await.map(drop)
+                let stored = connection.query_one(&store, &params).await;
+                stored.map(drop).map_err(at_commit)
             }));
         }
         // Nothing of ours fails silently in front of it: were the transaction broken, the statement above would have
         // said so, and this would stop at its SET.
-        steps.push(Box::pin(connection.batch_execute(commit)));
-        match try_join_all(steps).await {
-            Ok(_) => {
-                // Clean: the only way back into the pool but a clean rollback.
-                self.connection = None;
-                Ok(())
-            }
-            Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
-                Err(LogError::Broken(error))
-            }
-            // An error with a SQLSTATE of a statement, COMMIT included, means that Postgres rolled back; but which of
-            // the two it was is not told apart here, and "unknown" is always true.
-            Err(error) => Err(LogError::Unclear(error)),
-        }
+        steps.push(Box::pin(async {
+            let committed = connection.batch_execute(commit).await;
+            committed.map_err(at_commit)
+        }));
+        // The first failure in their order: what failed, and not what failed because of it.
+        try_join_all(steps).await?;
+        // Clean: the only way back into the pool but a clean rollback.
+        self.connection = None;
+        Ok(())
     }
 
     /// After a failure: a statement prepared before a schema change may have been what failed.
@@ -423,6 +459,17 @@ pub(crate) async fn end_backend(connection: &Object, backend: i32) -> Result<(),
         .execute("SELECT pg_terminate_backend($1)", &[&backend])
         .await?;
     Ok(())
+}
+
+/// Of the statements that travel together with the commit.
+fn at_commit(error: tokio_postgres::Error) -> LogError {
+    if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) {
+        LogError::Broken(error)
+    } else {
+        // An error with a SQLSTATE of a statement, COMMIT included, means that Postgres rolled back; but which of the
+        // two it was is not told apart here, and "unknown" is always true.
+        LogError::Unclear(error)
+    }
 }
 
 fn millis(duration: Duration) -> u128 {
@@ -473,7 +520,7 @@ fn read_row(branch: &BranchId, row: &SqlRow) -> Result<Row, LogError> {
         operations: row.try_get(1)?,
         added: row.try_get(2)?,
         voted_yes: row.try_get(4)?,
-        holds_keys: row.try_get(5)?,
+        keys_held: row.try_get(5)?,
     })
 }
 
@@ -548,7 +595,8 @@ const LIST_IN_DOUBT: &str = "\
     SELECT participant, transaction, state, (extract(epoch FROM since) * 1000)::bigint \
     FROM unanimous.branches \
     WHERE participant = ANY ($1) AND state = 'prepared' AND (transaction, participant) > ($2, $3) \
-      AND since <= clock_timestamp() - $4 * interval '1 millisecond' \
+      AND ($4::float8 IS NULL OR since > clock_timestamp() \
+           OR since <= clock_timestamp() - $4::float8 * interval '1 millisecond') \
     ORDER BY transaction, participant LIMIT $5";
 
 /// A place in the order of branches: everything after it is still to come.
@@ -604,7 +652,7 @@ pub(crate) async fn list(
     let words: &[&str] = match state {
         None => &["prepared", "committed", "refused", "aborted", "tombstone"],
         Some(BranchState::Prepared) => {
-            return in_doubt(connection, names, after, Duration::ZERO, limit).await;
+            return in_doubt(connection, names, after, None, limit).await;
         }
         Some(BranchState::Committed) => &["committed"],
         Some(BranchState::Aborted) => &["refused", "aborted", "tombstone"],
@@ -623,16 +671,18 @@ pub(crate) async fn list(
     rows.await?.iter().map(read_seen).collect()
 }
 
-/// Up to `limit` branches that have been in doubt for at least `longer_than`, in the order of their ids.
+/// Up to `limit` branches that have been in doubt for at least `longer_than`, in the order of their ids; without it, all
+/// that are. One that is in doubt since later than now has been for long enough as well: the database's clock was set
+/// back, and nobody's doubt may last until it has caught up (design rule 13).
 pub(crate) async fn in_doubt(
     connection: &Object,
     names: &[String],
     after: &After,
-    longer_than: Duration,
+    longer_than: Option<Duration>,
     limit: i64,
 ) -> Result<Vec<Seen>, LogError> {
     let statement = connection.prepare_cached(LIST_IN_DOUBT).await?;
-    let longer_than_ms = longer_than.as_millis() as f64;
+    let longer_than_ms = longer_than.map(|longer_than| longer_than.as_millis() as f64);
     let params: [&(dyn ToSql + Sync); 5] = [
         &names,
         &after.transaction,

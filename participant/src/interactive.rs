@@ -5,13 +5,13 @@
 //! 22). So nothing here is written down: what a restart forgets, the session tells.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use unanimous_protocol::{
     branch::Event,
     id::{BranchId, ParticipantName, TransactionId},
@@ -22,8 +22,9 @@ use unanimous_protocol::{
 
 use crate::{
     branch::Held,
+    calls::chain,
     http::BODY_MAX,
-    inquiry::read_body,
+    inquiry::{Coordinator, read_body},
     intent_log::{After, Seen},
     participant::{Participant, Shared},
 };
@@ -33,8 +34,11 @@ pub const TRANSACTION_HEADER: &str = "Unanimous-Transaction";
 
 /// Interactive branches that one process holds, at most.
 const SESSIONS_MAX: usize = 10_000;
-/// Work that a prepare has read is kept so much longer than its deadline.
-const SEALED_GRACE: Duration = Duration::from_secs(60);
+/// Work that a prepare has read is kept so much longer than its deadline, which is reckoned from before the enlisting
+/// was sent and so may be early by as long as that took.
+const SEALED_GRACE: Duration = Duration::from_secs(5);
+/// No transaction lasts longer (the coordinator's own limit is half of it).
+const TRANSACTION_MAX: Duration = Duration::from_secs(600);
 /// How often overdue work is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -125,17 +129,7 @@ impl Participant {
                 session,
             });
         }
-        // Two first requests at once draw two sessions; the coordinator takes one, and the other's transaction aborts.
-        // So they take turns.
-        let _turn = self.shared.sessions.enlisting.lock().await;
-        let known = self
-            .shared
-            .sessions
-            .session(transaction, &self.shared.name)?;
-        let session = match known {
-            Some(session) => session,
-            None => self.shared.enlist(transaction).await?,
-        };
+        let session = self.shared.enlist(transaction).await?;
         Ok(InteractiveBranch {
             participant: self.clone(),
             transaction,
@@ -173,7 +167,45 @@ impl InteractiveBranch {
 #[derive(Default)]
 pub(crate) struct Sessions {
     open: Mutex<BTreeMap<TransactionId, Open>>,
-    enlisting: tokio::sync::Mutex<()>,
+    /// Locked before `open`.
+    enlisting: Mutex<BTreeMap<TransactionId, Enlisting>>,
+}
+
+/// A branch that is being enlisted, or whose enlisting had no clear answer. The coordinator may have its session then,
+/// and another one would abort the transaction: so whoever tries again uses this one.
+struct Enlisting {
+    session: Session,
+    ended: watch::Receiver<Option<Enlisted>>,
+    /// By then the transaction has ended, whatever became of this.
+    keep_until: Instant,
+}
+
+impl Enlisting {
+    fn is_running(&self) -> bool {
+        // Closed without an end: its task died.
+        self.ended.borrow().is_none() && self.ended.has_changed().is_ok()
+    }
+}
+
+type Enlisted = Result<Session, NotEnlisted>;
+
+/// How an enlisting ended that did not succeed.
+#[derive(Clone, Debug)]
+enum NotEnlisted {
+    /// By a coordinator's clear answer.
+    Refused(String),
+    /// Without one: it may have been taken.
+    Unknown(String),
+}
+
+/// Who enlists a branch.
+enum Entered {
+    /// It was enlisted meanwhile.
+    Already(Session),
+    /// Whoever came first.
+    Joined(watch::Receiver<Option<Enlisted>>),
+    /// The caller, under this session.
+    First(Session, watch::Sender<Option<Enlisted>>),
 }
 
 struct Open {
@@ -183,6 +215,8 @@ struct Open {
     bytes: usize,
     /// A prepare has read it: what came later would be lost.
     sealed: bool,
+    /// It is kept only for a repeat of that prepare.
+    voted_read_only: bool,
     deadline: Instant,
     since: Timestamp,
 }
@@ -201,6 +235,55 @@ impl Sessions {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn enlisting(&self) -> MutexGuard<'_, BTreeMap<TransactionId, Enlisting>> {
+        self.enlisting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` where there is no room.
+    fn enter(&self, transaction: TransactionId) -> Option<Entered> {
+        let mut enlisting = self.enlisting();
+        if let Some(branch) = self.open().get(&transaction) {
+            return Some(Entered::Already(branch.session.clone()));
+        }
+        let (ends, ended) = watch::channel(None);
+        if let Some(before) = enlisting.get_mut(&transaction) {
+            if before.is_running() {
+                return Some(Entered::Joined(before.ended.clone()));
+            }
+            before.ended = ended;
+            return Some(Entered::First(before.session.clone(), ends));
+        }
+        if !self.has_room() {
+            return None;
+        }
+        let now = Instant::now();
+        if enlisting.len() >= SESSIONS_MAX {
+            enlisting.retain(|_, branch| branch.is_running());
+        }
+        if enlisting.len() >= SESSIONS_MAX {
+            return None;
+        }
+        let session = new_session()?;
+        enlisting.insert(
+            transaction,
+            Enlisting {
+                session: session.clone(),
+                ended,
+                keep_until: now + TRANSACTION_MAX,
+            },
+        );
+        Some(Entered::First(session, ends))
+    }
+
+    /// The branch is enlisted: from now on work can be added.
+    fn enlisted(&self, transaction: TransactionId, open: Open) {
+        let mut enlisting = self.enlisting();
+        enlisting.remove(&transaction);
+        self.open().insert(transaction, open);
+    }
+
     /// What this process holds of the branch.
     pub(crate) fn held(&self, transaction: TransactionId) -> Option<Held> {
         self.open().get(&transaction).map(Open::held)
@@ -212,6 +295,13 @@ impl Sessions {
         let branch = open.get_mut(&transaction)?;
         branch.sealed = true;
         Some(branch.held())
+    }
+
+    /// Its prepare was answered, and nothing of it is stored.
+    pub(crate) fn voted_read_only(&self, transaction: TransactionId) {
+        if let Some(branch) = self.open().get_mut(&transaction) {
+            branch.voted_read_only = true;
+        }
     }
 
     /// It is in the row now, or gone.
@@ -261,8 +351,8 @@ impl Sessions {
         Ok(())
     }
 
-    /// Whose deadline has passed without a prepare; or long ago, where the prepare found no end and no abort came.
-    fn overdue(&self, now: Instant) -> Vec<TransactionId> {
+    /// Whose deadline has passed without a prepare; or a while ago, where the prepare found no end and no abort came.
+    fn overdue(&self, now: Instant) -> Vec<Overdue> {
         let open = self.open();
         let overdue = open.iter().filter(|(_, branch)| {
             let grace = if branch.sealed {
@@ -272,7 +362,22 @@ impl Sessions {
             };
             branch.deadline + grace <= now
         });
-        overdue.map(|(transaction, _)| *transaction).collect()
+        overdue
+            .map(|(transaction, branch)| Overdue {
+                transaction: *transaction,
+                voted_read_only: branch.voted_read_only,
+            })
+            .collect()
+    }
+
+    /// Whether one more can be held. What is kept only for a repeat that hardly ever comes gives way first: without it
+    /// such a repeat is voted no, and no more.
+    fn has_room(&self) -> bool {
+        let mut open = self.open();
+        if open.len() >= SESSIONS_MAX {
+            open.retain(|_, branch| !branch.voted_read_only);
+        }
+        open.len() < SESSIONS_MAX
     }
 
     /// The branch, if it is held here.
@@ -286,14 +391,21 @@ impl Sessions {
             .map(|branch| seen(transaction, participant, branch))
     }
 
-    /// All that are held here, behind `after`.
+    /// All that are held here and not voted on, behind `after`.
     pub(crate) fn list(&self, participant: &ParticipantName, after: &After) -> Vec<Seen> {
         let open = self.open();
         open.iter()
             .map(|(transaction, branch)| seen(*transaction, participant, branch))
-            .filter(|seen| after.is_before(&seen.branch))
+            .filter(|seen| seen.state == BranchState::Active && after.is_before(&seen.branch))
             .collect()
     }
+}
+
+/// Work that nobody will prepare any more.
+#[derive(Debug, PartialEq, Eq)]
+struct Overdue {
+    transaction: TransactionId,
+    voted_read_only: bool,
 }
 
 fn seen(transaction: TransactionId, participant: &ParticipantName, branch: &Open) -> Seen {
@@ -302,99 +414,161 @@ fn seen(transaction: TransactionId, participant: &ParticipantName, branch: &Open
             transaction,
             participant: participant.clone(),
         },
-        state: BranchState::Active,
+        state: if branch.voted_read_only {
+            BranchState::ReadOnly
+        } else {
+            BranchState::Active
+        },
         since: branch.since,
     }
 }
 
 impl Shared {
-    /// Enlists this participant, under a new session, at the coordinator that runs the transaction.
-    async fn enlist(&self, transaction: TransactionId) -> Result<Session, InteractiveError> {
+    /// Enlists this participant at the coordinator that runs the transaction: one at a time for each transaction, and to
+    /// the end, whatever becomes of the request that it is for.
+    async fn enlist(
+        self: &Arc<Self>,
+        transaction: TransactionId,
+    ) -> Result<Session, InteractiveError> {
         let participant = self.name.clone();
-        if self.sessions.open().len() >= SESSIONS_MAX {
-            return Err(InteractiveError::Full {
+        let mut ended = match self.sessions.enter(transaction) {
+            None => {
+                return Err(InteractiveError::Full {
+                    transaction,
+                    participant,
+                });
+            }
+            Some(Entered::Already(session)) => return Ok(session),
+            Some(Entered::Joined(ended)) => ended,
+            Some(Entered::First(session, ends)) => {
+                let ended = ends.subscribe();
+                let shared = Arc::clone(self);
+                self.runtime.spawn(async move {
+                    let enlisted = shared.ask_to_enlist(transaction, session).await;
+                    if let Err(NotEnlisted::Refused(_)) = enlisted {
+                        shared.sessions.enlisting().remove(&transaction);
+                    }
+                    ends.send_replace(Some(enlisted));
+                });
+                ended
+            }
+        };
+        let enlisted = match ended.wait_for(Option::is_some).await {
+            Ok(enlisted) => enlisted.clone(),
+            Err(_) => None,
+        };
+        let died = || Err(NotEnlisted::Unknown("its task died".to_owned()));
+        enlisted.unwrap_or_else(died).map_err(|why| match why {
+            NotEnlisted::Refused(reason) => InteractiveError::NotEnlisted {
                 transaction,
                 participant,
-            });
-        }
-        let not_enlisted = |reason: String| InteractiveError::NotEnlisted {
-            transaction,
-            participant: participant.clone(),
-            reason,
-        };
-        let random = format!("{:032x}", rand::random::<u128>());
-        let session: Session = random
-            .parse()
-            .map_err(|error| not_enlisted(format!("{error}")))?;
+                reason,
+            },
+            NotEnlisted::Unknown(reason) => InteractiveError::NoCoordinator {
+                transaction,
+                participant,
+                reason,
+            },
+        })
+    }
+
+    /// Asks the coordinators in turn, last those that did not answer the last time: only a transaction that nobody else
+    /// runs waits for them.
+    async fn ask_to_enlist(&self, transaction: TransactionId, session: Session) -> Enlisted {
         let request = EnlistRequest {
             participant: self.name.clone(),
             operations: None,
             session: Some(session.clone()),
         };
+        // Stable: otherwise in the order in which they were given.
+        let mut coordinators: Vec<&Coordinator> = self.coordinators.iter().collect();
+        coordinators.sort_by_key(|coordinator| coordinator.is_set_aside());
         let mut last = String::new();
-        for coordinator in &self.coordinators {
-            let url = coordinator.url(&format!("/v1/transactions/{transaction}/branches"));
-            // Read before the request leaves: the coordinator's clock ran on while it travelled.
-            let asked_at = Instant::now();
-            let sent = self.http.post(url).json(&request).send().await;
-            let (status, body) = match sent {
-                Ok(response) => (response.status().as_u16(), read_body(response).await),
-                Err(error) => {
-                    last = error.to_string();
-                    continue;
-                }
-            };
-            match status {
-                200 | 201 => {}
-                // Another coordinator of the same log may run it.
-                404 | 500.. => {
-                    last = problem_text(status, &body);
-                    continue;
-                }
-                _ => return Err(not_enlisted(problem_text(status, &body))),
+        for coordinator in coordinators {
+            match self.enlist_at(coordinator, transaction, &request).await {
+                Err(NotEnlisted::Unknown(why)) => last = why,
+                ended @ (Ok(_) | Err(NotEnlisted::Refused(_))) => return ended,
             }
-            let answer: EnlistAnswer = serde_json::from_slice(&body)
-                .map_err(|error| not_enlisted(format!("its answer is none: {error}")))?;
-            if answer.branch.participant != self.name {
-                return Err(not_enlisted(format!(
-                    "its answer is for {}",
-                    answer.branch.participant
-                )));
-            }
-            let open = Open {
-                session: session.clone(),
-                added: Vec::new(),
-                bytes: 0,
-                sealed: false,
-                deadline: asked_at + Duration::from_millis(answer.remaining_ms.min(600_000)),
-                since: Timestamp(wall_now()),
-            };
-            match self.sessions.open().entry(transaction) {
-                Entry::Vacant(place) => place.insert(open),
-                Entry::Occupied(place) => return Ok(place.get().session.clone()),
-            };
-            return Ok(session);
         }
-        Err(InteractiveError::NoCoordinator {
-            transaction,
-            participant,
-            reason: last,
-        })
+        Err(NotEnlisted::Unknown(last))
+    }
+
+    async fn enlist_at(
+        &self,
+        coordinator: &Coordinator,
+        transaction: TransactionId,
+        request: &EnlistRequest,
+    ) -> Enlisted {
+        let url = coordinator.url(&format!("/v1/transactions/{transaction}/branches"));
+        // Read before the request leaves: the coordinator's clock ran on while it travelled.
+        let asked_at = Instant::now();
+        let response = match self.http.post(url).json(request).send().await {
+            Ok(response) => response,
+            Err(error) => {
+                coordinator.did_not_answer(Instant::now());
+                return Err(NotEnlisted::Unknown(chain(&error)));
+            }
+        };
+        coordinator.answered();
+        let status = response.status().as_u16();
+        let body = read_body(response).await;
+        match status {
+            200 | 201 => {}
+            // Another coordinator of the same log may run it; or it says nothing about the transaction.
+            404 | 408 | 429 | 500.. => {
+                return Err(NotEnlisted::Unknown(problem_text(status, &body)));
+            }
+            _ => return Err(NotEnlisted::Refused(problem_text(status, &body))),
+        }
+        let answer: EnlistAnswer = serde_json::from_slice(&body)
+            .map_err(|error| NotEnlisted::Unknown(format!("its answer is none: {error}")))?;
+        if answer.branch.participant != self.name {
+            let reason = format!("its answer is for {}", answer.branch.participant);
+            return Err(NotEnlisted::Unknown(reason));
+        }
+        let remaining = Duration::from_millis(answer.remaining_ms).min(TRANSACTION_MAX);
+        let Some(session) = request.session.clone() else {
+            return Err(NotEnlisted::Refused("no session was sent".to_owned()));
+        };
+        let open = Open {
+            session: session.clone(),
+            added: Vec::new(),
+            bytes: 0,
+            sealed: false,
+            voted_read_only: false,
+            deadline: asked_at + remaining,
+            since: Timestamp(wall_now()),
+        };
+        self.sessions.enlisted(transaction, open);
+        Ok(session)
     }
 
     /// Drops the interactive work whose deadline has passed: before its yes a branch may abort freely, and a dead client
     /// leaves nothing behind.
     async fn drop_overdue_sessions(&self) {
-        for transaction in self.sessions.overdue(Instant::now()) {
+        let now = Instant::now();
+        self.sessions
+            .enlisting()
+            .retain(|_, branch| branch.keep_until > now);
+        let mut database_answers = true;
+        for overdue in self.sessions.overdue(now) {
             let branch = BranchId {
-                transaction,
+                transaction: overdue.transaction,
                 participant: self.name.clone(),
             };
-            tracing::info!(%transaction, participant = %self.name,
-                "interactive work dropped: its deadline passed without a prepare");
-            // Without its tombstone the work is gone all the same; a prepare of its session is then `work-lost`.
-            drop(self.event(&branch, Event::DeadlinePassed).await);
-            self.sessions.forget(transaction);
+            if self.running.is_preparing(&branch) {
+                // It ends by itself, and finds its work until then.
+                continue;
+            }
+            // Without its tombstone the work is gone all the same; a prepare of its session is then `work-lost`. So a
+            // database that is away does not make the rest wait, each for its own failure.
+            if !overdue.voted_read_only && database_answers {
+                tracing::info!(transaction = %branch.transaction, participant = %self.name,
+                    "interactive work dropped: its deadline passed and no prepare had ended it");
+                let ended = self.event(&branch, Event::DeadlinePassed).await;
+                database_answers = ended.is_ok();
+            }
+            self.sessions.forget(branch.transaction);
         }
     }
 }
@@ -414,10 +588,68 @@ fn problem_text(status: u16, body: &[u8]) -> String {
     }
 }
 
+/// A random one. `None` never: 32 hexadecimal digits are a session.
+fn new_session() -> Option<Session> {
+    format!("{:032x}", rand::random::<u128>()).parse().ok()
+}
+
 /// For people to look at only.
 fn wall_now() -> WallMillis {
     let since_1970 = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     WallMillis(i64::try_from(since_1970.as_millis()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transaction(number: u32) -> TransactionId {
+        let id = format!("00000001-0001-8000-8000-1000{number:08x}");
+        id.parse().unwrap()
+    }
+
+    fn hold(sessions: &Sessions, number: u32, deadline: Instant) {
+        let open = Open {
+            session: "s".parse().unwrap(),
+            added: Vec::new(),
+            bytes: 0,
+            sealed: false,
+            voted_read_only: false,
+            deadline,
+            since: Timestamp(wall_now()),
+        };
+        sessions.open().insert(transaction(number), open);
+    }
+
+    #[test]
+    fn work_goes_at_its_deadline_and_what_a_prepare_has_read_a_little_later() {
+        let sessions = Sessions::default();
+        let deadline = Instant::now();
+        (1..=3).for_each(|number| hold(&sessions, number, deadline));
+        sessions.seal(transaction(2)).unwrap();
+        sessions.seal(transaction(3)).unwrap();
+        sessions.voted_read_only(transaction(3));
+        let overdue = |number, voted_read_only| Overdue {
+            transaction: transaction(number),
+            voted_read_only,
+        };
+        assert_eq!(sessions.overdue(deadline - LOOK_EVERY), []);
+        assert_eq!(sessions.overdue(deadline), [overdue(1, false)]);
+        let all = [overdue(1, false), overdue(2, false), overdue(3, true)];
+        assert_eq!(sessions.overdue(deadline + SEALED_GRACE), all);
+    }
+
+    #[test]
+    fn what_is_kept_for_a_repeat_only_gives_way_when_there_is_no_room() {
+        let sessions = Sessions::default();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        (1..=SESSIONS_MAX as u32).for_each(|number| hold(&sessions, number, deadline));
+        assert!(!sessions.has_room());
+        sessions.voted_read_only(transaction(7));
+        assert!(sessions.has_room());
+        assert!(sessions.held(transaction(7)).is_none());
+        assert!(sessions.held(transaction(8)).is_some());
+    }
 }

@@ -12,9 +12,7 @@
 //! use actix_web::{App, HttpServer};
 //! use serde::{Deserialize, Serialize};
 //! use unanimous_participant::{
-//!     Failure, Participant, Resource, Tx, Vote,
-//!     deadpool_postgres::{Manager, Pool},
-//!     tokio_postgres::NoTls,
+//!     Failure, Participant, Resource, Tx, Vote, deadpool_postgres::Pool, tokio_postgres::NoTls, watched,
 //! };
 //!
 //! /// What a branch may ask: `{"kind": "reserve", "item": "tea", "count": 2}`. Anything else is refused.
@@ -65,7 +63,7 @@
 //!     // The program chooses its TLS provider; the inquiries need one, even over plain http.
 //!     let _ = rustls::crypto::ring::default_provider().install_default();
 //!     let database = "postgres://stock@db.internal/stock".parse()?;
-//!     let pool = Pool::builder(Manager::new(database, NoTls)).max_size(16).build()?;
+//!     let pool = Pool::builder(watched(database, NoTls)).max_size(16).build()?;
 //!     let stock = Participant::builder("stock", Stock)
 //!         .pool(pool)
 //!         .coordinator("http://coordinator.internal:7070")
@@ -100,7 +98,8 @@
 //!
 //! - Postgres with `fsync` on (checked at start), and a role that may create the schema `unanimous` once. Where the
 //!   database itself may fail over, a *synchronous* standby: what an asynchronous one has not received was promised to
-//!   nobody, as far as it knows. Nobody may cancel (`pg_cancel_backend`) a commit that waits for that standby.
+//!   nobody, as far as it knows. Make the pool with [`watched`], which notices when somebody cancels
+//!   (`pg_cancel_backend`) a commit that waits for that standby: Postgres answers such a commit with success.
 //! - A pool of at least 3 connections; prepares use all but two, so that commits and aborts never wait behind them. Give
 //!   a service's own requests a pool of their own where they can use all of it.
 //! - Several processes of one service may share one database. Different participants may, too: each leaves the other's
@@ -134,6 +133,7 @@ mod running;
 mod schema;
 mod service;
 mod tx;
+mod watched;
 
 pub use crate::{
     http::BODY_MAX,
@@ -142,6 +142,7 @@ pub use crate::{
     resource::{Failure, Key, Resource, Vote},
     schema::SchemaError,
     tx::{Database, TokioPostgres, Tx, TxError},
+    watched::watched,
 };
 // Their types are in this crate's signatures.
 pub use deadpool_postgres;

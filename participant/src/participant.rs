@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     pub(crate) settling: Semaphore,
     pub(crate) inquire_after: Duration,
     pub(crate) inquire_every_max: Duration,
-    runtime: Handle,
+    pub(crate) runtime: Handle,
 }
 
 struct Background([AbortHandle; 2]);
@@ -252,7 +252,11 @@ impl Builder {
         let name = participant_name(&self.name)?;
         let mut names = vec![name.to_string()];
         for former in &self.former {
-            names.push(participant_name(former)?.to_string());
+            let former = participant_name(former)?.to_string();
+            // Once each: a key is taken once under each of them.
+            if !names.contains(&former) {
+                names.push(former);
+            }
         }
         let Some(pool) = self.pool else {
             return Err(StartError::NoPool(name));
@@ -290,7 +294,7 @@ impl Builder {
         };
         let mut connection = connections.get().await.map_err(database)?;
         schema::check_server(&connection).await.map_err(schema)?;
-        schema::migrate(&mut connection, name.as_str(), &names[1..])
+        schema::migrate(&mut connection, name.as_str())
             .await
             .map_err(schema)?;
         drop(connection);

@@ -95,6 +95,11 @@ impl Running {
         })
     }
 
+    /// Whether a prepare of this branch runs here, or waits to.
+    pub(crate) fn is_preparing(&self, branch: &BranchId) -> bool {
+        self.prepares().contains_key(branch)
+    }
+
     /// Tells the prepare of this branch, if one runs here, to stop.
     pub(crate) fn cancel(&self, branch: &BranchId) -> Option<Arc<Prepare>> {
         let prepare = self.prepares().get(branch).cloned()?;

@@ -33,13 +33,8 @@ pub enum SchemaError {
     Server(String),
 }
 
-/// Brings the schema to this program's version, in one transaction; and moves the keys that a former name still holds
-/// to the present one, for they guard the same things.
-pub(crate) async fn migrate(
-    connection: &mut Object,
-    name: &str,
-    former: &[String],
-) -> Result<(), SchemaError> {
+/// Brings the schema to this program's version, in one transaction.
+pub(crate) async fn migrate(connection: &mut Object, name: &str) -> Result<(), SchemaError> {
     let transaction = connection.transaction().await?;
     transaction
         .execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
@@ -82,14 +77,6 @@ pub(crate) async fn migrate(
                 .await?;
             tracing::info!(participant = name, version, "migrated the intent log");
         }
-    }
-    if !former.is_empty() {
-        transaction
-            .execute(
-                "UPDATE unanimous.keys SET participant = $1 WHERE participant = ANY ($2)",
-                &[&name, &former],
-            )
-            .await?;
     }
     transaction.commit().await?;
     Ok(())

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use unanimous_participant::StartError;
+use unanimous_participant::{StartError, deadpool_postgres::Pool, tokio_postgres::NoTls, watched};
 
 use crate::service::{
-    NOWHERE, Service, branch_body, connect, east, fresh_database, id, note, pool, post,
+    NOWHERE, Service, branch_body, connect, east, fresh_database, id, logged, note, pool, post,
     prepare_body,
 };
 
@@ -164,7 +164,7 @@ async fn a_deadline_that_passes_during_the_work_is_a_no_that_is_stored_and_lets_
         assert_eq!(east.row(&id(1)).await.as_deref(), Some("refused"));
         assert!(east.journal(&id(1)).await.is_empty());
         east.prepare(&id(1), operations).await.is_no("deadline");
-        east.until("SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()")
+        east.until("SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND datname = current_database() AND pid <> pg_backend_pid()")
             .await;
     }
 }
@@ -350,4 +350,84 @@ async fn connections_that_were_cut_are_replaced() {
         answer.is_state("committed");
     }
     assert_eq!(east.journal(&id(1)).await, ["prepared a", "committed a"]);
+}
+
+#[tokio::test]
+async fn a_decided_outcome_that_can_not_be_applied_is_an_alarm() {
+    let east = Service::start().await;
+    // By a trigger that runs at the commit, and only once there is an outcome.
+    east.sql
+        .batch_execute(
+            "CREATE FUNCTION too_late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF NEW.what <> 'prepared' AND NEW.text = 'too late' THEN RAISE EXCEPTION 'too late'; END IF;
+                 RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER too_late AFTER INSERT ON journal DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION too_late();",
+        )
+        .await
+        .unwrap();
+    let (lines, _until) = logged();
+    for (number, text) in [(1, "never applied"), (2, "too late")] {
+        let one = id(number);
+        east.prepare(&one, note(text)).await.is_vote("yes");
+        assert_eq!(east.commit(&one).await.status, 503, "{text}");
+        assert_eq!(east.row(&one).await.as_deref(), Some("prepared"), "{text}");
+        let lines = lines.lock().unwrap();
+        let alarm = lines.last().unwrap();
+        for word in [
+            "ERROR",
+            &one,
+            "a decided commit can not be applied",
+            "the coordinator asks again",
+        ] {
+            assert!(alarm.contains(word), "{word}: {alarm}");
+        }
+    }
+    assert_eq!(east.abort(&id(2)).await.status, 503);
+    let alarm = lines.lock().unwrap().pop().unwrap();
+    assert!(
+        alarm.contains("a decided abort can not be applied"),
+        "{alarm}"
+    );
+    east.prepare(&id(3), json!([{"kind": "fail"}]))
+        .await
+        .is_problem(503, "service-failed");
+    let warning = lines.lock().unwrap().pop().unwrap();
+    assert!(
+        warning.starts_with("WARN") && warning.contains("could not find out"),
+        "{warning}"
+    );
+}
+
+#[tokio::test]
+async fn a_commit_that_stopped_waiting_for_its_standby_is_unclear() {
+    let east = Service::start().await;
+    // The server's own warning needs a standby; this one comes at the same place, in front of the commit's answer.
+    east.sql
+        .batch_execute(
+            "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 RAISE WARNING '%', NEW.text; RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER warn AFTER INSERT ON journal DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION warn();",
+        )
+        .await
+        .unwrap();
+    let pool = Pool::builder(watched(east.database.clone(), NoTls))
+        .max_size(3)
+        .build()
+        .unwrap();
+    let east = east
+        .restart(|builder| builder.pool(pool).coordinator(NOWHERE))
+        .await;
+    east.prepare(&id(1), note("the disk is nearly full"))
+        .await
+        .is_vote("yes");
+    let cancelled = note("canceling wait for synchronous replication due to user request");
+    let answer = east.prepare(&id(2), cancelled.clone()).await;
+    answer.is_problem(503, "commit-unclear");
+    east.until("SELECT count(*) = 2 FROM unanimous.branches WHERE state = 'prepared'")
+        .await;
+    // Asked again, its commit is forced again: by then the standby has everything.
+    east.prepare(&id(2), cancelled).await.is_vote("yes");
+    assert_eq!(east.journal(&id(2)).await.len(), 1);
 }

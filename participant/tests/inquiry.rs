@@ -136,6 +136,35 @@ async fn a_branch_is_left_alone_before_it_has_been_in_doubt_for_a_while() {
 }
 
 #[tokio::test]
+async fn a_database_clock_that_steps_back_stops_no_inquiry() {
+    let told = Arc::<Mutex<&'static str>>::new(Mutex::new("pending"));
+    let tells = Arc::clone(&told);
+    let coordinator =
+        Coordinator::answering(move |asked, _| (200, echo(asked, &tells.lock().unwrap()))).await;
+    let east = Service::start().await;
+    // As if the rows had been written an hour from now.
+    let step_back = "UPDATE unanimous.branches SET since = since + interval '1 hour'";
+    east.prepare(&id(1), note("a")).await.is_vote("yes");
+    east.sql.batch_execute(step_back).await.unwrap();
+    let url = coordinator.url.clone();
+    let east = east
+        .restart(|builder| {
+            builder
+                .coordinator(url)
+                .inquire_after(Duration::from_secs(60))
+                .inquire_every_max(Duration::from_millis(200))
+        })
+        .await;
+    coordinator.asked_again(1).await;
+    *told.lock().unwrap() = "committed";
+    east.until(NONE_IN_DOUBT).await;
+    // The look at start is over.
+    east.prepare(&id(2), note("a")).await.is_vote("yes");
+    east.sql.batch_execute(step_back).await.unwrap();
+    east.until(NONE_IN_DOUBT).await;
+}
+
+#[tokio::test]
 async fn nothing_but_an_exact_echo_ends_the_doubt() {
     let other = id(99);
     let wrong: Vec<(&str, u16, String)> = vec![

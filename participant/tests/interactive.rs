@@ -2,21 +2,28 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use unanimous_participant::{InteractiveError, TransactionId};
 
 use crate::{
     inquiry::Coordinator,
-    service::{NOWHERE, Operation, Service, id, note, prepare_body},
+    service::{NOWHERE, Operation, Service, branch_body, id, note, post, prepare_body},
 };
 
 fn added(text: &str) -> Operation {
     Operation::Note {
         text: text.to_owned(),
     }
+}
+
+fn enlisted_answer(remaining_ms: u64) -> String {
+    let branch = json!({"participant": "east", "state": "enlisted", "attempts": 0, "last_error": null,
+                        "remaining_ms": remaining_ms});
+    branch.to_string()
 }
 
 /// Takes every enlisting, and tells which session it was given.
@@ -28,9 +35,7 @@ async fn enlisting(remaining_ms: u64) -> (Coordinator, Arc<Mutex<Vec<Value>>>) {
             return (503, String::new());
         }
         seen.lock().unwrap().push(body.clone());
-        let branch = json!({"participant": "east", "state": "enlisted", "attempts": 0, "last_error": null,
-                            "remaining_ms": remaining_ms});
-        (201, branch.to_string())
+        (201, enlisted_answer(remaining_ms))
     })
     .await;
     (coordinator, bodies)
@@ -118,6 +123,135 @@ async fn work_of_a_client_that_died_is_dropped_at_the_deadline() {
     let mut body = prepare_body(&id(1), json!([]));
     body["session"] = enlisted.lock().unwrap()[0]["session"].clone();
     east.post("/v1/prepare", &body).await.is_no("aborted");
+}
+
+#[tokio::test]
+async fn a_read_only_vote_is_repeated_when_its_answer_was_lost() {
+    let (coordinator, enlisted) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&Operation::Look).unwrap();
+    let mut body = prepare_body(&id(1), json!([]));
+    body["session"] = enlisted.lock().unwrap()[0]["session"].clone();
+    for _ in 0..3 {
+        east.post("/v1/prepare", &body).await.is_vote("read_only");
+    }
+    assert!(branch.add(&added("late")).is_err());
+    assert_eq!(east.count("SELECT count(*) FROM journal").await, 0);
+    let seen = east.get(&format!("/v1/branches/{}", id(1))).await;
+    seen.is_state("read_only");
+    let active = east.get("/v1/branches?state=active").await;
+    assert_eq!(active.body["branches"], json!([]));
+    body["session"] = json!("another");
+    east.post("/v1/prepare", &body).await.is_no("work-lost");
+}
+
+#[tokio::test]
+async fn work_is_forgotten_as_soon_as_a_row_answers_for_it() {
+    let (coordinator, enlisted) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    // The abort reaches another process of the service.
+    let other = crate::service::east(&east.database).coordinator(NOWHERE);
+    let other = other.start().await.unwrap();
+    let aborted = post(&other, "/v1/abort", &branch_body(&id(1))).await;
+    aborted.is_state("aborted");
+    let mut body = prepare_body(&id(1), json!([]));
+    body["session"] = enlisted.lock().unwrap()[0]["session"].clone();
+    east.post("/v1/prepare", &body).await.is_no("aborted");
+    let active = east.get("/v1/branches?state=active").await;
+    assert_eq!(active.body["branches"], json!([]));
+}
+
+#[tokio::test]
+async fn an_enlisting_without_an_answer_is_tried_again_with_the_same_session() {
+    let bodies = Arc::<Mutex<Vec<Value>>>::default();
+    let seen = Arc::clone(&bodies);
+    let coordinator = Coordinator::answering(move |_, body| {
+        let mut seen = seen.lock().unwrap();
+        seen.push(body.clone());
+        // It takes each of them, and the first answer gets lost on the way.
+        match seen.len() {
+            1 => (502, String::new()),
+            _ => (200, enlisted_answer(20_000)),
+        }
+    })
+    .await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let error = east.participant.interactive(transaction(1)).await;
+    assert!(matches!(error, Err(InteractiveError::NoCoordinator { .. })));
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    let bodies = bodies.lock().unwrap().clone();
+    assert_eq!(bodies.len(), 2);
+    assert_eq!(bodies[0], bodies[1]);
+    let mut body = prepare_body(&id(1), json!([]));
+    body["session"] = bodies[0]["session"].clone();
+    east.post("/v1/prepare", &body).await.is_vote("yes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_enlisting_goes_on_when_the_request_that_began_it_is_dropped() {
+    let (arrives, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    let (goes_on, go_on) = std::sync::mpsc::channel::<()>();
+    let go_on = Mutex::new(go_on);
+    let coordinator = Coordinator::answering(move |asked, _| {
+        if asked.contains("/outcome") {
+            return (503, String::new());
+        }
+        arrives.send(()).unwrap();
+        go_on.lock().unwrap().recv().unwrap();
+        (201, enlisted_answer(20_000))
+    })
+    .await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let participant = east.participant.clone();
+    let first = tokio::spawn(async move { participant.interactive(transaction(1)).await });
+    arrived.recv().await.unwrap();
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    // For one enlisting, and for one more if it comes.
+    goes_on.send(()).unwrap();
+    goes_on.send(()).unwrap();
+    let branch = east.participant.interactive(transaction(1)).await.unwrap();
+    branch.add(&added("b")).unwrap();
+    assert!(arrived.try_recv().is_err(), "enlisted once");
+}
+
+#[tokio::test]
+async fn a_coordinator_that_never_answers_throttles_no_interactive_work() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_url = format!("http://{}", silent.local_addr().unwrap());
+    let (coordinator, _) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east =
+        Service::start_with(|builder| builder.coordinator(silent_url).coordinator(url)).await;
+    let begun = Instant::now();
+    // One behind the other, each behind the silent one's 3 s, they would take half a minute.
+    let first = (1..=10).map(|number| east.participant.interactive(transaction(number)));
+    for branch in join_all(first).await {
+        branch.unwrap();
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
+    let begun = Instant::now();
+    for number in 11..=20 {
+        let branch = east.participant.interactive(transaction(number)).await;
+        branch.unwrap();
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]

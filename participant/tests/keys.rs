@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::service::{Answer, NOWHERE, Service, id, post, prepare_body};
+use unanimous_participant::{Participant, tokio_postgres::Config};
+
+use crate::service::{
+    Answer, Journal, NOWHERE, Service, branch_body, id, pool, post, prepare_body,
+};
 
 fn hold(key: &str) -> Value {
     json!([{"kind": "hold", "key": key, "text": "k"}])
@@ -173,4 +177,74 @@ async fn what_can_be_no_key_is_the_services_failure() {
         answer.is_problem(503, "service-failed");
     }
     prepare(&east, 1, 1, hold(&long[1..])).await.is_vote("yes");
+}
+
+/// A process of the same service under the name it has from now on.
+async fn renamed(database: &Config) -> Participant {
+    Participant::builder("orient", Journal)
+        .pool(pool(database, 5))
+        .coordinator(NOWHERE)
+        .formerly("east")
+        // Said twice by mistake, and its own name: each counts once.
+        .formerly("east")
+        .formerly("orient")
+        .start()
+        .await
+        .unwrap()
+}
+
+async fn prepare_renamed(orient: &Participant, number: u32, key: &str) -> Answer {
+    let mut body = prepare_body(&id(number), hold(key));
+    body["participant"] = json!("orient");
+    body["begun_at_ms"] = json!(number);
+    post(orient, "/v1/prepare", &body).await
+}
+
+#[tokio::test]
+async fn during_a_rolling_rename_a_key_is_held_once_under_either_name_and_let_go_by_either_process()
+{
+    let east = Service::start().await;
+    prepare(&east, 1, 1, hold("a")).await.is_vote("yes");
+    let orient = renamed(&east.database).await;
+    // Held under the former name, and let go by the process that still has it.
+    prepare_renamed(&orient, 2, "a").await.is_no("conflict");
+    east.commit(&id(1)).await.is_state("committed");
+    assert_eq!(east.count("SELECT count(*) FROM unanimous.keys").await, 0);
+    // Held under the new name.
+    prepare_renamed(&orient, 3, "a").await.is_vote("yes");
+    prepare(&east, 4, 4, hold("a")).await.is_no("conflict");
+    prepare(&east, 5, 5, hold("b")).await.is_vote("yes");
+    drop(orient);
+    let orient = renamed(&east.database).await;
+    prepare_renamed(&orient, 6, "a").await.is_no("conflict");
+    prepare_renamed(&orient, 7, "b").await.is_no("conflict");
+    let mut third = branch_body(&id(3));
+    third["participant"] = json!("orient");
+    post(&orient, "/v1/abort", &third).await.is_state("aborted");
+    // The former name's branch, ended by the new process.
+    let fifth = branch_body(&id(5));
+    post(&orient, "/v1/commit", &fifth)
+        .await
+        .is_state("committed");
+    assert_eq!(east.count("SELECT count(*) FROM unanimous.keys").await, 0);
+    prepare(&east, 8, 8, hold("a")).await.is_vote("yes");
+}
+
+#[tokio::test]
+async fn a_branch_whose_keys_somebody_deleted_does_not_end_in_silence() {
+    let east = Service::start().await;
+    let two = json!([{"kind": "hold", "key": "a", "text": "k"}, {"kind": "hold", "key": "b", "text": "k"}]);
+    prepare(&east, 1, 1, two).await.is_vote("yes");
+    let delete = "DELETE FROM unanimous.keys WHERE key = 'a'";
+    east.sql.batch_execute(delete).await.unwrap();
+    east.commit(&id(1))
+        .await
+        .is_problem(503, "branch-unreadable");
+    assert_eq!(east.row(&id(1)).await.as_deref(), Some("prepared"));
+    assert_eq!(east.journal(&id(1)).await.len(), 2, "nothing was applied");
+    // Somebody looked.
+    let looked = "UPDATE unanimous.branches SET keys_held = 1";
+    east.sql.batch_execute(looked).await.unwrap();
+    east.commit(&id(1)).await.is_state("committed");
+    assert_eq!(east.count("SELECT count(*) FROM unanimous.keys").await, 0);
 }

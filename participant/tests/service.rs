@@ -1,6 +1,10 @@
 //! A service whose operations do whatever a test wants, and the calls that a coordinator makes.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -102,6 +106,9 @@ impl Resource for Journal {
     }
 
     async fn commit(&self, operation: &Operation, tx: &mut Tx<'_>) -> Result<(), Failure> {
+        if label(operation) == Some("never applied") {
+            tx.execute("UPDATE no_such_table SET a = 1", &[]).await?;
+        }
         let text = format!("{operation:?}");
         write(tx, "committed", label(operation).unwrap_or(&text)).await
     }
@@ -126,6 +133,46 @@ fn label(operation: &Operation) -> Option<&str> {
     } else {
         None
     }
+}
+
+/// What this thread logs from now on, one line for each event, until the guard is dropped: for a test on one thread.
+pub(crate) fn logged() -> (Arc<Mutex<Vec<String>>>, tracing::subscriber::DefaultGuard) {
+    let log = Log::default();
+    let lines = Arc::clone(&log.0);
+    (lines, tracing::subscriber::set_default(log))
+}
+
+#[derive(Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Line(String);
+        impl tracing::field::Visit for Line {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+                self.0 = format!("{} {field}={value:?}", self.0);
+            }
+        }
+        let mut line = Line(event.metadata().level().to_string());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 /// A database of its own, and a participant on it.

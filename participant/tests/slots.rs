@@ -53,7 +53,7 @@ async fn a_commit_goes_at_once_while_prepares_hang_in_every_slot() {
             tokio::spawn(async move { post(&participant, "/v1/prepare", &body).await })
         })
         .collect();
-    east.until("SELECT count(*) = 3 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()")
+    east.until("SELECT count(*) = 3 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND datname = current_database() AND pid <> pg_backend_pid()")
         .await;
     let begun = Instant::now();
     east.commit(&id(1)).await.is_state("committed");
@@ -61,6 +61,34 @@ async fn a_commit_goes_at_once_while_prepares_hang_in_every_slot() {
     east.abort(&id(3)).await.is_state("aborted");
     assert!(
         begun.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    for prepare in hanging {
+        prepare.abort();
+    }
+}
+
+/// On one thread, so that the prepare is surely there before its abort.
+#[tokio::test]
+async fn an_abort_does_not_wait_behind_its_prepare_that_waits_for_a_slot() {
+    let east = Service::start().await;
+    let hanging: Vec<_> = (10..13)
+        .map(|number| {
+            let participant = east.participant.clone();
+            let body = prepare_body(&id(number), json!([{"kind": "hang_in_sql"}]));
+            tokio::spawn(async move { post(&participant, "/v1/prepare", &body).await })
+        })
+        .collect();
+    east.until("SELECT count(*) = 3 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND datname = current_database() AND pid <> pg_backend_pid()")
+        .await;
+    let one = id(1);
+    let begun = Instant::now();
+    let (prepared, aborted) = tokio::join!(east.prepare(&one, note("a")), east.abort(&one));
+    aborted.is_state("aborted");
+    prepared.is_problem(503, "branch-busy");
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
         "{:?}",
         begun.elapsed()
     );

@@ -1,4 +1,4 @@
-//! The table of `wire.md` section 2, row by row, and what must hold of every answer in it.
+//! The table of `docs/API.md` section 2, row by row, and what must hold of every answer in it.
 
 use serde_json::json;
 

@@ -111,7 +111,8 @@ pub enum Effect {
     Apply,
     /// Run the service's abort; report [`Event::Undone`].
     Undo,
-    /// Undo whatever the service's code wrote in this local transaction, and drop what a session holds.
+    /// Undo whatever the service's code wrote in this local transaction. What a session holds goes too, but after a
+    /// read-only vote: it is not stored, and a repeat of its prepare must find the work still there.
     RollBackWork,
     /// Release the keys that the branch holds.
     ReleaseKeys,

@@ -392,6 +392,34 @@ impl Transaction {
             if decision.verdict == Verdict::Commit)
     }
 
+    /// Whether some branch voted yes and has not acknowledged the outcome.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.branches
+            .iter()
+            .any(|(participant, branch)| match branch.phase {
+                BranchPhase::Prepared | BranchPhase::Committing => true,
+                BranchPhase::Aborting => match &self.state {
+                    State::Completing { decision, .. } | State::Ended { decision } => {
+                        decision.branches.get(participant) == Some(&Part::Updates)
+                    }
+                    State::Active | State::Preparing | State::Deciding { .. } => false,
+                },
+                BranchPhase::Enlisted
+                | BranchPhase::Preparing
+                | BranchPhase::ReadOnly
+                | BranchPhase::Refused
+                | BranchPhase::Committed
+                | BranchPhase::Aborted => false,
+            })
+    }
+
+    /// Whether something is still to come of its branches: it is undecided, or a commit is owed.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        self.is_undecided() || self.is_committing()
+    }
+
     /// Whether aborts are still being delivered, which may be dropped at a bound. A keyed one whose record is not
     /// durable yet may stay `Completing` with nothing left to drop.
     #[must_use]

@@ -389,11 +389,25 @@ impl Life {
         }
     }
 
-    /// A registered participant says that it holds a prepared branch of `id`, whose epoch is newer than the log's: the
-    /// log opened that epoch once and has lost it. An inquiry alone says nothing, for anybody can make up an id.
-    pub fn prepared_in_a_newer_epoch(&mut self, id: TransactionId, participant: &ParticipantName) {
+    /// Whether an inquiry that was judged so is worth asking the participant itself about: an id of an epoch that the log
+    /// has not seen, or of this life's that this life has not issued. An inquiry alone says nothing, for anybody can make
+    /// up an id.
+    #[must_use]
+    pub fn is_suspicious(judgement: Judgement) -> bool {
+        matches!(
+            judgement,
+            Judgement::Unknown(Unknown::NewerEpoch) | Judgement::NeverIssued
+        )
+    }
+
+    /// A registered participant says that it holds a prepared branch of a suspicious id: the log opened that epoch once,
+    /// and has lost it. Not if the id has been issued since it was asked about.
+    pub fn prepared_without_a_trace(&mut self, id: TransactionId, participant: &ParticipantName) {
+        if self.has_issued(id) {
+            return;
+        }
         self.end(Standing::WentBack(format!(
-            "participant {participant} holds a prepared branch of transaction {id}, of an epoch that the log does not know"
+            "participant {participant} holds a prepared branch of transaction {id}, of which the log knows nothing"
         )));
     }
 

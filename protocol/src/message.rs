@@ -158,7 +158,7 @@ pub enum RefusalCode {
 }
 
 impl RefusalCode {
-    /// As `wire.md` spells it.
+    /// As `docs/API.md` spells it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -171,7 +171,7 @@ impl RefusalCode {
         }
     }
 
-    /// The code of this text; `Refused` also for a code not known, as `wire.md` section 2 says.
+    /// The code of this text; `Refused` also for a code not known, as `docs/API.md` section 2 says.
     #[must_use]
     pub fn from_text(text: &str) -> Self {
         match text {

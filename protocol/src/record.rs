@@ -103,7 +103,7 @@ pub enum Outcome {
     Aborted,
 }
 
-/// Why a transaction aborted. `wire.md` section 1 explains the codes.
+/// Why a transaction aborted. `docs/API.md` section 1 explains the codes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AbortReason {
     /// For programs.

@@ -835,7 +835,7 @@ fn a_log_that_holds_a_commit_of_what_this_life_aborted_is_an_alarm_and_nobody_is
     assert_eq!(rig.machine.told(), None);
 }
 
-// Interactive work, and enlisting (rules 8, 22, and wire.md's paragraph sentence by sentence).
+// Interactive work, and enlisting (rules 8, 22, and docs/API.md's paragraph sentence by sentence).
 
 const NEW: Effect = Effect::Answer(Ok(Enlisted::New));
 const REPEATED: Effect = Effect::Answer(Ok(Enlisted::Repeated));

@@ -10,8 +10,9 @@ use unanimous_protocol::{
     record::AbortReason,
     wire::{
         AbortRequest, BeginRequest, BranchList, BranchRequest, BranchStateAnswer, CommitRequest,
-        Describe, EnlistAnswer, EnlistRequest, OutcomeAnswer, PrepareRequest, Problem,
-        TransactionView, VoteAnswer, parse_object,
+        Describe, EnlistAnswer, EnlistRequest, OutcomeAnswer, ParticipantList, ParticipantRequest,
+        ParticipantView, PrepareRequest, Problem, TransactionList, TransactionView, VoteAnswer,
+        parse_object,
     },
 };
 
@@ -53,6 +54,10 @@ const KINDS: &[Kind] = &[
     kind!("abort_request", Coordinator, AbortRequest),
     kind!("enlist_answer", ParticipantOrClient, EnlistAnswer),
     kind!("transaction", ParticipantOrClient, TransactionView),
+    kind!("transaction_list", ParticipantOrClient, TransactionList),
+    kind!("participant_request", Coordinator, ParticipantRequest),
+    kind!("participant", ParticipantOrClient, ParticipantView),
+    kind!("participant_list", ParticipantOrClient, ParticipantList),
     kind!("reason", ParticipantOrClient, AbortReason),
     kind!("outcome", ParticipantOrClient, OutcomeAnswer),
     kind!("problem", ParticipantOrClient, Problem),

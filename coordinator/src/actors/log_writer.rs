@@ -10,7 +10,8 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, WrapFuture as _,
+    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, SpawnHandle,
+    WrapFuture as _,
 };
 use tracing::{error, warn};
 use unanimous_protocol::{
@@ -19,7 +20,10 @@ use unanimous_protocol::{
     record::{Record, Standing, WallMillis},
 };
 
-use super::registry::{LogAnswers, LogRefused, Registry};
+use super::{
+    broken,
+    registry::{LogAnswers, LogRefused, Registry},
+};
 use crate::log::{Appends, Batch, Decided, DecisionLog, WriteError};
 
 /// How long an unforced record waits for a decision write to ride with.
@@ -27,6 +31,8 @@ pub const APPEND_DELAY: Duration = Duration::from_millis(100);
 /// Decisions in one write, at most: past it they share the one after. Bounds the size of a statement.
 pub const BATCH_MAX: usize = 1024;
 
+/// A write that has not returned by then counts as a log that does not answer: a disk that hangs returns no error.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
 
@@ -67,6 +73,11 @@ pub struct Finish {
 #[rtype(result = "()")]
 struct AppendDue;
 
+/// The write under way takes longer than [`SILENCE_MAX`].
+#[derive(Message)]
+#[rtype(result = "()")]
+struct StillWriting;
+
 /// A write ended.
 struct Written {
     batch: Batch,
@@ -86,6 +97,10 @@ pub struct LogWriter {
     /// Who waits for the write under way.
     in_flight: Option<InFlight>,
     failures: u32,
+    /// Goes off when the write under way takes too long.
+    watchdog: Option<SpawnHandle>,
+    /// What the registry was told last.
+    log_answers: bool,
 }
 
 struct InFlight {
@@ -108,6 +123,8 @@ impl LogWriter {
             append_due: false,
             in_flight: None,
             failures: 0,
+            watchdog: None,
+            log_answers: true,
         }
     }
 
@@ -139,7 +156,9 @@ impl LogWriter {
     fn write(&mut self, batch: Batch, after: Duration, ctx: &mut Context<Self>) {
         let (log, writer) = (Arc::clone(&self.log), self.writer);
         let write = async move {
-            tokio::time::sleep(after).await;
+            if !after.is_zero() {
+                tokio::time::sleep(after).await;
+            }
             let result = if batch.proposals.is_empty() {
                 log.append(&writer, &batch.appends).await.map(|()| None)
             } else {
@@ -147,6 +166,7 @@ impl LogWriter {
             };
             Written { batch, result }
         };
+        self.watchdog = Some(ctx.notify_later(StillWriting, after + SILENCE_MAX));
         ctx.spawn(
             write
                 .into_actor(self)
@@ -155,12 +175,13 @@ impl LogWriter {
     }
 
     fn written(&mut self, Written { batch, result }: Written, ctx: &mut Context<Self>) {
+        if let Some(watchdog) = self.watchdog.take() {
+            ctx.cancel_future(watchdog);
+        }
         match result {
             Ok(decided) => {
-                if self.failures > 0 {
-                    self.failures = 0;
-                    self.registry.do_send(LogAnswers(true));
-                }
+                self.failures = 0;
+                self.answers(true);
                 self.answer(decided);
                 self.write_if_idle(ctx);
             }
@@ -170,8 +191,8 @@ impl LogWriter {
                         error = %cause, decisions = batch.proposals.len(),
                         "the decision log does not answer: the write is repeated until it does"
                     );
-                    self.registry.do_send(LogAnswers(false));
                 }
+                self.answers(false);
                 let after = RETRY_LONGEST.min(RETRY_FIRST * 2_u32.pow(self.failures.min(10)));
                 self.failures = self.failures.saturating_add(1);
                 self.write(batch, after, ctx);
@@ -186,9 +207,16 @@ impl LogWriter {
             }
             Err(WriteError::Broken(cause)) => {
                 // After a failed fsync pages may look written and never be: only a new process may read the log.
-                error!(error = %cause, "the decision log can not be trusted any more: the process ends");
-                std::process::abort();
+                broken(&*cause);
             }
+        }
+    }
+
+    /// Tells the registry when the log begins or ceases to take writes.
+    fn answers(&mut self, answers: bool) {
+        if self.log_answers != answers {
+            self.log_answers = answers;
+            self.registry.do_send(LogAnswers(answers));
         }
     }
 
@@ -267,6 +295,15 @@ impl Handler<Finish> for LogWriter {
     ) {
         self.appends.finishes.push((id, finished_at));
         self.appended(on_durable, ctx);
+    }
+}
+
+impl Handler<StillWriting> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: StillWriting, _: &mut Context<Self>) {
+        warn!("the decision log has not answered a write for {SILENCE_MAX:?}: it is waited for");
+        self.answers(false);
     }
 }
 

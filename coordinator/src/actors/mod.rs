@@ -27,6 +27,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use unanimous_protocol::record::WallMillis;
 
+/// Ends the process: after a failed flush nothing that this one reads of the log may be believed (design rule 10).
+fn broken(cause: &(dyn std::error::Error + 'static)) -> ! {
+    crate::telemetry::end_at_once(&format!(
+        "the decision log can not be trusted any more ({cause}): the process ends, and its next life reads the log anew"
+    ))
+}
+
 /// The wall clock: for people, fairness and retention (design rule 13).
 fn wall_clock() -> WallMillis {
     let since = SystemTime::now()

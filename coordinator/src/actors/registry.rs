@@ -1,6 +1,10 @@
 //! One life of the coordinator: issues ids, finds transactions, looks keys up, and asks the life to judge what memory
 //! does not hold. Also where the bounds on transactions are kept, for everybody reports here.
 
+mod forgetting;
+pub mod listing;
+pub mod participants;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -17,7 +21,7 @@ use unanimous_protocol::{
     coordinator::{Alarm, Event},
     id::{BranchId, ParticipantName, TransactionId},
     keyring::{Claim, Holder, Keyring},
-    life::{Head, Judgement, Life, Question, Standing, Unknown, Writer},
+    life::{Head, Judgement, Life, Question, Standing, Writer},
     message::Inform,
     operations::Operations,
     record::{Header, IdempotencyKey, KeyClaim, Record, WallMillis},
@@ -25,6 +29,7 @@ use unanimous_protocol::{
 };
 
 use super::{
+    broken,
     log_writer::LogWriter,
     transaction::{
         Deliver, Inquire as InquireLive, Links, Progress, TransactionActor, warn_of_unknown_branch,
@@ -44,6 +49,9 @@ const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 pub struct Bounds {
     /// Transactions that are neither decided nor handed to the log. Past it a new one is refused as `overloaded`.
     pub undecided_max: usize,
+    /// Transactions in memory, those included whose commit some branch has not acknowledged, and whose record is not
+    /// durable yet. Past it a new one is refused too; nothing accepted is lost.
+    pub live_max: usize,
     /// Aborted transactions whose branches are still being told. Past it the oldest are dropped: their branches ask.
     pub delivering_aborts_max: usize,
 }
@@ -52,9 +60,21 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             undecided_max: 100_000,
+            live_max: 200_000,
             delivering_aborts_max: 20_000,
         }
     }
+}
+
+/// What the settings say.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// What is held in memory, at most.
+    pub bounds: Bounds,
+    /// How long finished transactions are kept.
+    pub retention: Duration,
+    /// The participants given at start.
+    pub configured: BTreeSet<ParticipantName>,
 }
 
 /// Whether this coordinator can take new work, for `/readyz` and for those who run it.
@@ -77,10 +97,17 @@ pub struct Registry {
     log: Arc<dyn DecisionLog>,
     couriers: Couriers,
     http: Arc<Http>,
+    /// Given at start: these win over what is kept in the log, and are not changed at run time.
+    configured: BTreeSet<ParticipantName>,
+    /// Held by whoever changes a participant.
+    participants_turn: Arc<tokio::sync::Mutex<()>>,
     /// Whether a participant is being asked about an id of a newer epoch: one at a time.
     suspecting: bool,
     log_writer: Option<Addr<LogWriter>>,
     bounds: Bounds,
+    retention: Duration,
+    /// Whether what is due is being forgotten.
+    forgetting: bool,
     transactions: HashMap<TransactionId, Live>,
     undecided: usize,
     delivering_aborts: BTreeSet<TransactionId>,
@@ -98,6 +125,7 @@ pub struct Registry {
 
 struct Live {
     actor: Addr<TransactionActor>,
+    created_at: WallMillis,
     progress: Progress,
     key: Option<IdempotencyKey>,
 }
@@ -118,18 +146,27 @@ impl Registry {
         log: Arc<dyn DecisionLog>,
         couriers: Couriers,
         http: Arc<Http>,
-        bounds: Bounds,
+        given: Given,
         condition: watch::Sender<Condition>,
     ) -> Self {
+        let Given {
+            bounds,
+            retention,
+            configured,
+        } = given;
         Self {
             life,
             keyring: Keyring::default(),
             log,
             couriers,
             http,
+            configured,
+            participants_turn: Arc::default(),
             suspecting: false,
             log_writer: None,
             bounds,
+            retention,
+            forgetting: false,
             transactions: HashMap::new(),
             undecided: 0,
             delivering_aborts: BTreeSet::new(),
@@ -152,6 +189,11 @@ impl Registry {
         })
     }
 
+    /// Whether it is undecided and to stay so: nothing may be said of it, for all that was said could turn out otherwise.
+    fn is_frozen(&self, live: &Live) -> bool {
+        live.progress.undecided && *self.life.standing() != Standing::Serving
+    }
+
     fn log_answers(&self) -> bool {
         self.log_is_read && self.log_is_written
     }
@@ -169,10 +211,15 @@ impl Registry {
         if !self.accepting {
             return BeginOutcome::ShuttingDown;
         }
-        if !self.log_answers() || *self.life.standing() != Standing::Serving {
-            return BeginOutcome::LogUnavailable;
+        match self.life.standing() {
+            Standing::WentBack(_) => return BeginOutcome::LogWentBack,
+            Standing::Fenced(_) => return BeginOutcome::LogUnavailable,
+            Standing::Serving if !self.log_answers() => return BeginOutcome::LogUnavailable,
+            Standing::Serving => {}
         }
-        if self.undecided >= self.bounds.undecided_max {
+        if self.undecided >= self.bounds.undecided_max
+            || self.transactions.len() >= self.bounds.live_max
+        {
             return BeginOutcome::Overloaded;
         }
         let (Some(links), Some(id)) = (self.links(ctx), self.life.issue()) else {
@@ -220,6 +267,7 @@ impl Registry {
             id,
             Live {
                 actor: transaction.clone(),
+                created_at,
                 progress,
                 key,
             },
@@ -240,6 +288,7 @@ impl Registry {
         match self.keyring.claim(&key, request) {
             Claim::Same(id) => {
                 let outcome = match self.transactions.get(&id) {
+                    Some(live) if self.is_frozen(live) => BeginOutcome::LogWentBack,
                     Some(live) => BeginOutcome::Live {
                         id,
                         transaction: live.actor.clone(),
@@ -293,10 +342,7 @@ impl Registry {
         ctx: &mut Context<Self>,
     ) {
         let found = found.map_err(|error| {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "idempotency keys could not be looked up"
-            );
+            unread(&error, &"idempotency keys");
         });
         for (at, key) in keys.iter().enumerate() {
             let waiting = self.key_lookups.waiting.remove(key).unwrap_or_default();
@@ -346,20 +392,17 @@ impl Registry {
         let log = Arc::clone(&self.log);
         let known = self.life.writer();
         let read = async move { log.head(known.node).await.map(|head| (known, head)) };
-        ctx.spawn(read.into_actor(self).map(|read, registry, _| match read {
+        ctx.spawn(read.into_actor(self).map(|read, registry, ctx| match read {
             Ok((known, head)) => {
                 registry.observed(&known, &head);
-                registry.report_condition();
+                registry.report_condition(ctx);
             }
             Err(LogError::Unavailable(cause)) => {
                 warn!(error = %cause, "the decision log does not answer");
                 registry.log_is_read = false;
-                registry.report_condition();
+                registry.report_condition(ctx);
             }
-            Err(LogError::Broken(cause)) => {
-                error!(error = %cause, "the decision log can not be trusted any more: the process ends");
-                std::process::abort();
-            }
+            Err(LogError::Broken(cause)) => broken(&*cause),
         }));
     }
 
@@ -368,12 +411,32 @@ impl Registry {
         self.life.observe(known, head);
     }
 
-    fn report_condition(&mut self) {
-        if matches!(self.life.standing(), Standing::WentBack(_)) && !self.frozen {
-            self.frozen = true;
-            for live in self.transactions.values() {
-                live.actor.do_send(Deliver(Event::LogWentBack));
+    /// Freezes what is undecided, and remembers why before anybody is told: a restart on the same log would raise its
+    /// epoch, and come to call aborted what the lost part had committed.
+    fn freeze(&mut self, why: String, ctx: &mut Context<Self>) {
+        self.frozen = true;
+        for live in self.transactions.values() {
+            live.actor.do_send(Deliver(Event::LogWentBack));
+        }
+        let log = Arc::clone(&self.log);
+        let remember = async move { log.remember_that_it_went_back(&why).await };
+        ctx.spawn(remember.into_actor(self).map(|remembered, registry, ctx| {
+            if let Err(error) = remembered {
+                error!(
+                    error = &error as &dyn std::error::Error,
+                    "that the log went back could not be remembered: do not start a coordinator on it before \
+                     `unanimous log new-identity`"
+                );
             }
+            registry.report_condition(ctx);
+        }));
+    }
+
+    fn report_condition(&mut self, ctx: &mut Context<Self>) {
+        if let Standing::WentBack(why) = self.life.standing()
+            && !self.frozen
+        {
+            return self.freeze(why.clone(), ctx);
         }
         let condition = match self.life.standing() {
             Standing::Fenced(why) => Condition::Fenced(why.clone()),
@@ -409,6 +472,16 @@ impl Registry {
     }
 }
 
+/// Something could not be read from the log.
+fn unread(error: &LogError, what: &dyn std::fmt::Display) {
+    match error {
+        LogError::Unavailable(cause) => {
+            warn!(%what, error = %cause, "the decision log does not answer")
+        }
+        LogError::Broken(cause) => broken(&**cause),
+    }
+}
+
 fn held_by_record(begin: &Begin, record: Record) -> BeginOutcome {
     let same = match (&begin.key, &record.header.key) {
         (Some(asked), Some(stored)) => asked.request == stored.request,
@@ -430,6 +503,8 @@ impl Actor for Registry {
         let log_writer = LogWriter::new(Arc::clone(&self.log), writer, ctx.address());
         self.log_writer = Some(log_writer.start());
         ctx.run_interval(OBSERVE_EVERY, |registry, ctx| registry.observe(ctx));
+        self.forget_in_time(ctx);
+        self.describe_all();
     }
 }
 
@@ -470,8 +545,10 @@ pub enum BeginOutcome {
     Overloaded,
     /// The process is ending.
     ShuttingDown,
-    /// The log does not answer, or this life may not decide any more.
+    /// The log does not answer, or this life is fenced.
     LogUnavailable,
+    /// The log went back, and nothing is decided any more.
+    LogWentBack,
 }
 
 impl Handler<Begin> for Registry {
@@ -510,7 +587,7 @@ impl Handler<Find> for Registry {
     fn handle(&mut self, Find(id): Find, _: &mut Context<Self>) -> Self::Result {
         // Memory first, then the log (design rule 3): what leaves memory has a durable record.
         if let Some(live) = self.transactions.get(&id) {
-            let frozen = live.progress.undecided && *self.life.standing() != Standing::Serving;
+            let frozen = self.is_frozen(live);
             let found = if frozen {
                 Found::Frozen
             } else {
@@ -525,10 +602,7 @@ impl Handler<Find> for Registry {
                 .map(move |read, registry, _| match read {
                     Ok(view) => registry.judge(question, view),
                     Err(error) => {
-                        warn!(
-                            transaction = %id, error = &error as &dyn std::error::Error,
-                            "the decision log does not answer"
-                        );
+                        unread(&error, &id);
                         Found::LogUnavailable
                     }
                 }),
@@ -591,7 +665,7 @@ impl Handler<Inquire> for Registry {
                     Inquired::Inform(inform)
                 }
                 Ok(Found::Judged(judgement)) => {
-                    if judgement == Judgement::Unknown(Unknown::NewerEpoch) {
+                    if Life::is_suspicious(judgement) {
                         let participant = participant.clone();
                         registry.do_send(Suspect(BranchId {
                             transaction,
@@ -630,7 +704,7 @@ fn inform_by_judgement(
     }
 }
 
-/// Somebody inquires about an id of a newer epoch than the log has: ask the registered participant whether it really
+/// Somebody inquires about an id that no log of ours can have lost without having gone back: ask the registered participant whether it really
 /// holds that branch.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -650,7 +724,7 @@ impl Handler<Suspect> for Registry {
             let answer = http.branch_state(&endpoint, &branch).await;
             (branch, answer)
         };
-        ctx.spawn(ask.into_actor(self).map(|(branch, answer), registry, _| {
+        ctx.spawn(ask.into_actor(self).map(|(branch, answer), registry, ctx| {
             registry.suspecting = false;
             match answer {
                 Ok(Some(told)) if told.state == BranchState::Prepared => {
@@ -660,8 +734,8 @@ impl Handler<Suspect> for Registry {
                     } = branch;
                     registry
                         .life
-                        .prepared_in_a_newer_epoch(transaction, &participant);
-                    registry.report_condition();
+                        .prepared_without_a_trace(transaction, &participant);
+                    registry.report_condition(ctx);
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -683,7 +757,7 @@ impl Handler<Recover> for Registry {
     fn handle(&mut self, Recover(records): Recover, ctx: &mut Context<Self>) {
         let Some(links) = self.links(ctx) else { return };
         for record in records {
-            let id = record.header.id;
+            let (id, created_at) = (record.header.id, record.header.created_at);
             let transaction = TransactionActor::recover(record, links.clone()).start();
             let progress = Progress {
                 key_released: true,
@@ -693,6 +767,7 @@ impl Handler<Recover> for Registry {
                 id,
                 Live {
                     actor: transaction,
+                    created_at,
                     progress,
                     key: None,
                 },
@@ -774,9 +849,9 @@ pub struct Noticed(pub Alarm);
 impl Handler<Noticed> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Noticed(alarm): Noticed, _: &mut Context<Self>) {
+    fn handle(&mut self, Noticed(alarm): Noticed, ctx: &mut Context<Self>) {
         self.life.alarmed(&alarm, self.couriers.registered());
-        self.report_condition();
+        self.report_condition(ctx);
     }
 }
 
@@ -788,9 +863,9 @@ pub struct LogAnswers(pub bool);
 impl Handler<LogAnswers> for Registry {
     type Result = ();
 
-    fn handle(&mut self, LogAnswers(answers): LogAnswers, _: &mut Context<Self>) {
+    fn handle(&mut self, LogAnswers(answers): LogAnswers, ctx: &mut Context<Self>) {
         self.log_is_written = answers;
-        self.report_condition();
+        self.report_condition(ctx);
     }
 }
 

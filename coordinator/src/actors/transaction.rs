@@ -412,6 +412,33 @@ pub(super) fn warn_of_unknown_branch(transaction: TransactionId, participant: &P
     );
 }
 
+/// Show the transaction as it stands, and whether a branch of it is in doubt.
+#[derive(Message)]
+#[rtype(result = "(TransactionView, bool)")]
+pub struct ShowInList;
+
+impl Handler<ShowInList> for TransactionActor {
+    type Result = actix::MessageResult<ShowInList>;
+
+    fn handle(&mut self, _: ShowInList, _: &mut Context<Self>) -> Self::Result {
+        actix::MessageResult((self.view(), self.machine.is_in_doubt()))
+    }
+}
+
+/// Whether the transaction is unfinished and has a branch of this participant.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct IsInUse(pub ParticipantName);
+
+impl Handler<IsInUse> for TransactionActor {
+    type Result = bool;
+
+    fn handle(&mut self, IsInUse(name): IsInUse, _: &mut Context<Self>) -> Self::Result {
+        let mut branches = self.machine.branches();
+        self.machine.is_unfinished() && branches.any(|branch| *branch.participant == name)
+    }
+}
+
 /// A client or a participant enlists a branch.
 #[derive(Message)]
 #[rtype(result = "EnlistOutcome")]

@@ -28,7 +28,7 @@ pub(super) struct LogArgs {
 }
 
 pub(super) fn run(command: LogCommand) -> anyhow::Result<ExitCode> {
-    telemetry::start();
+    let _logging = telemetry::start();
     let LogCommand::NewIdentity(LogArgs { log }) = command;
     actix::System::new().block_on(async {
         let opened = app::open_existing_log(&log).await?;

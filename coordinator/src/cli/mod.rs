@@ -3,7 +3,7 @@
 mod log;
 mod serve;
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -36,8 +36,9 @@ pub fn run() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            // The whole chain: the outermost says what was tried, the innermost why it failed.
-            tracing::error!("{error:#}");
+            // The whole chain: the outermost says what was tried, the innermost why it failed. Not through the log, which
+            // has ended by now.
+            writeln!(std::io::stderr(), "unanimous: {error:#}").ok();
             ExitCode::FAILURE
         }
     }

@@ -15,7 +15,7 @@ use crate::{
 const FENCED: u8 = 3;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    telemetry::start();
+    let _logging = telemetry::start();
     let settings = Settings::gather(args)?;
     actix::System::new().block_on(async {
         let app = App::build(&settings).await?;

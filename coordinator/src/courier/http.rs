@@ -1,4 +1,4 @@
-//! Calls over HTTP (`wire.md` section 2).
+//! Calls over HTTP (`docs/API.md` section 2).
 //!
 //! What came back is judged by [`read_reply`] and by nothing here. A call is one attempt: no redirect is followed, no
 //! proxy asked, nothing repeated.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt::Display, str::FromStr};
 
+use std::time::Duration;
+
 use actix_web::{
     HttpRequest,
     http::header,
@@ -15,6 +17,8 @@ use super::problem::ApiProblem;
 
 /// Largest body, in bytes.
 pub const BODY_MAX: usize = 256 * 1024;
+/// How long a body may take: a client that sends a byte now and then must not keep a connection for ever.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The transaction that the path names.
 pub fn path_id(request: &HttpRequest) -> Result<TransactionId, ApiProblem> {
@@ -30,21 +34,15 @@ pub async fn read<T: DeserializeOwned>(
     request: &HttpRequest,
     mut payload: Payload,
 ) -> Result<T, ApiProblem> {
-    let too_large = || ApiProblem::PayloadTooLarge { limit: BODY_MAX };
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > BODY_MAX as u64) {
-        return Err(too_large());
+        return Err(ApiProblem::PayloadTooLarge { limit: BODY_MAX });
     }
-    let mut body = Vec::new();
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk
-            .map_err(|error| ApiProblem::InvalidRequest(format!("the body broke off: {error}")))?;
-        if body.len() + chunk.len() > BODY_MAX {
-            return Err(too_large());
-        }
-        body.extend_from_slice(&chunk);
-    }
+    let gathered = tokio::time::timeout(BODY_TIMEOUT, gather(&mut payload)).await;
+    let body = gathered.unwrap_or(Err(ApiProblem::BodyTooSlow {
+        seconds: BODY_TIMEOUT.as_secs(),
+    }))?;
     if body.is_empty() {
         return parse("{}");
     }
@@ -52,6 +50,19 @@ pub async fn read<T: DeserializeOwned>(
     let text = std::str::from_utf8(&body)
         .map_err(|error| ApiProblem::InvalidRequest(format!("the body is not UTF-8: {error}")))?;
     parse(text)
+}
+
+async fn gather(payload: &mut Payload) -> Result<Vec<u8>, ApiProblem> {
+    let mut body = Vec::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk
+            .map_err(|error| ApiProblem::InvalidRequest(format!("the body broke off: {error}")))?;
+        if body.len() + chunk.len() > BODY_MAX {
+            return Err(ApiProblem::PayloadTooLarge { limit: BODY_MAX });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, ApiProblem> {
@@ -85,16 +96,41 @@ fn check_content_type(request: &HttpRequest) -> Result<(), ApiProblem> {
 }
 
 /// The query's members by name. Each is given once, and only those that the route has.
-pub struct Query(BTreeMap<String, String>);
+pub struct Query {
+    members: BTreeMap<String, String>,
+    /// Of the one member that may be given several times.
+    repeated: Vec<String>,
+}
 
 impl Query {
     /// The query of a route that has these members.
     pub fn of(request: &HttpRequest, has: &[&str]) -> Result<Self, ApiProblem> {
+        Self::read(request, has, None)
+    }
+
+    /// The query of a route that has these members, and one that may be given several times.
+    pub fn with_repeated(
+        request: &HttpRequest,
+        has: &[&str],
+        repeats: &str,
+    ) -> Result<Self, ApiProblem> {
+        Self::read(request, has, Some(repeats))
+    }
+
+    fn read(
+        request: &HttpRequest,
+        has: &[&str],
+        repeats: Option<&str>,
+    ) -> Result<Self, ApiProblem> {
         let invalid = |text: String| ApiProblem::InvalidRequest(format!("in the query: {text}"));
         let given = web::Query::<Vec<(String, String)>>::from_query(request.query_string());
         let given = given.map_err(|error| invalid(error.to_string()))?;
-        let mut members = BTreeMap::new();
+        let (mut members, mut repeated) = (BTreeMap::new(), Vec::new());
         for (name, value) in given.into_inner() {
+            if repeats == Some(name.as_str()) {
+                repeated.push(value);
+                continue;
+            }
             if !has.contains(&name.as_str()) {
                 let name = shortened(&name);
                 return Err(invalid(format!(
@@ -105,15 +141,22 @@ impl Query {
                 return Err(invalid(format!("{name} is given twice")));
             }
         }
-        Ok(Self(members))
+        Ok(Self { members, repeated })
     }
 
     /// A member, where it is given.
     pub fn member<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, ApiProblem> {
-        let value = self.0.get(name).map(|text| text.parse());
+        let value = self.members.get(name).map(|text| text.parse());
         value
             .transpose()
             .map_err(|error| ApiProblem::InvalidRequest(format!("in the query: {name}: {error}")))
+    }
+}
+
+impl Query {
+    /// The values of the member that may be given several times, in their order.
+    pub fn repeated(&self) -> &[String] {
+        &self.repeated
     }
 }
 

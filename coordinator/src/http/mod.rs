@@ -2,6 +2,8 @@
 
 pub mod body;
 pub mod health;
+pub mod list;
+pub mod participants;
 pub mod problem;
 pub mod transactions;
 
@@ -13,14 +15,15 @@ use unanimous_protocol::id::TransactionId;
 
 use problem::ApiProblem;
 
-/// The coordinator's API (`wire.md` section 1).
+/// The coordinator's API (`docs/API.md` section 1).
 pub fn api(config: &mut ServiceConfig) {
     let only = |allow: &'static str| web::to(move |request| method_not_allowed(request, allow));
     config
         .service(
             web::resource("/v1/transactions")
                 .route(web::post().to(transactions::begin))
-                .default_service(only("POST")),
+                .route(web::get().to(list::list))
+                .default_service(only("GET, POST")),
         )
         .service(
             web::resource("/v1/transactions/{id}")
@@ -63,6 +66,18 @@ pub fn admin(config: &mut ServiceConfig) {
             web::resource("/readyz")
                 .route(web::get().to(health::readyz))
                 .default_service(only("GET")),
+        )
+        .service(
+            web::resource("/admin/v1/participants")
+                .route(web::get().to(participants::list))
+                .default_service(only("GET")),
+        )
+        .service(
+            web::resource("/admin/v1/participants/{name}")
+                .route(web::get().to(participants::show))
+                .route(web::put().to(participants::put))
+                .route(web::delete().to(participants::delete))
+                .default_service(only("GET, PUT, DELETE")),
         )
         .default_service(web::to(not_found));
 }

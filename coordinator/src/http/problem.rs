@@ -36,6 +36,20 @@ pub enum ApiProblem {
         /// The name.
         participant: ParticipantName,
     },
+    /// The path names a participant that nobody registered.
+    #[error("no participant {0} is registered at this coordinator")]
+    NoSuchParticipant(ParticipantName),
+    /// A participant given at start is not changed at run time.
+    #[error(
+        "participant {0} was given when the coordinator was started; change it there, and start it again"
+    )]
+    ParticipantConfigured(ParticipantName),
+    /// A participant that is still needed.
+    #[error(
+        "participant {0} has branches of unfinished transactions, which could not be told their outcome without it; \
+         remove it once they have finished"
+    )]
+    ParticipantInUse(ParticipantName),
     /// The key was used with another body.
     #[error(
         "the Idempotency-Key was sent before with another request; repeat that request, or choose a new key"
@@ -59,6 +73,14 @@ pub enum ApiProblem {
     PayloadTooLarge {
         /// The most that is taken.
         limit: usize,
+    },
+    /// The body did not come in time.
+    #[error(
+        "the body was not there {seconds} s after the request had begun; nothing was changed, send it again"
+    )]
+    BodyTooSlow {
+        /// How long it is waited for.
+        seconds: u64,
     },
     /// There is a body, and it is not JSON by its content type.
     #[error("the content type is {0}, and only application/json is understood")]
@@ -115,6 +137,12 @@ pub enum ApiProblem {
          is lost: repeat the request, with its Idempotency-Key if it had one"
     )]
     LogUnavailable,
+    /// The decision log went back.
+    #[error(
+        "the decision log has lost what it had promised to keep, so nothing is decided any more, and nothing said of what \
+         it does not hold; an operator brings back the newest log there is, or runs `unanimous log new-identity`"
+    )]
+    LogWentBack,
 }
 
 fn aborted_detail(view: &TransactionView) -> String {
@@ -176,6 +204,9 @@ impl ApiProblem {
                 Problem::new(400, "invalid-request", detail)
             }
             Self::UnknownParticipant { .. } => Problem::new(400, "unknown-participant", detail),
+            Self::NoSuchParticipant(_) => Problem::new(404, "unknown-participant", detail),
+            Self::ParticipantConfigured(_) => Problem::new(409, "participant-configured", detail),
+            Self::ParticipantInUse(_) => Problem::new(409, "participant-in-use", detail),
             Self::NotFound(_) => Problem::new(404, "not-found", detail),
             Self::UnknownTransaction(_) => Problem::new(404, "unknown-transaction", detail),
             Self::OtherNode { node, .. } => {
@@ -203,13 +234,19 @@ impl ApiProblem {
             Self::UnsupportedMediaType(_) => Problem::new(415, "unsupported-media-type", detail),
             Self::KeyReused => Problem::new(422, "idempotency-key-reused", detail),
             Self::Overloaded(_) => Problem::new(503, "overloaded", detail),
-            Self::LogUnavailable => Problem::new(503, "log-unavailable", detail),
+            Self::LogUnavailable | Self::LogWentBack => {
+                Problem::new(503, "log-unavailable", detail)
+            }
+            Self::BodyTooSlow { .. } => Problem::new(408, "request-timeout", detail),
             Self::OutcomeUnknown { .. } => Problem::new(503, "outcome-unknown", detail),
         }
     }
 
     fn retry_after_s(&self) -> Option<&'static str> {
-        if matches!(self, Self::Overloaded(_) | Self::LogUnavailable) {
+        if matches!(
+            self,
+            Self::Overloaded(_) | Self::LogUnavailable | Self::LogWentBack
+        ) {
             Some("1")
         } else if matches!(self, Self::OutcomeUnknown { .. }) {
             Some("60")

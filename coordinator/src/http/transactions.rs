@@ -199,6 +199,7 @@ async fn begun(
         Ok(BeginOutcome::ShuttingDown) => {
             Err(ApiProblem::Overloaded("the coordinator is stopping"))
         }
+        Ok(BeginOutcome::LogWentBack) => Err(ApiProblem::LogWentBack),
         Ok(BeginOutcome::LogUnavailable) | Err(_) => Err(ApiProblem::LogUnavailable),
     }
 }
@@ -275,7 +276,8 @@ async fn find(registry: &Addr<Registry>, id: TransactionId) -> Result<Place, Api
         Ok(Found::Judged(judgement)) => {
             judged(id, judgement).map(|view| Place::Ended(Box::new(view)))
         }
-        Ok(Found::LogUnavailable | Found::Frozen) | Err(_) => Err(ApiProblem::LogUnavailable),
+        Ok(Found::Frozen) => Err(ApiProblem::LogWentBack),
+        Ok(Found::LogUnavailable) | Err(_) => Err(ApiProblem::LogUnavailable),
     }
 }
 
@@ -288,9 +290,8 @@ fn judged(id: TransactionId, judgement: Judgement) -> Result<TransactionView, Ap
         Judgement::Foreign => Err(ApiProblem::Foreign(id)),
         Judgement::Unknown(why) => Err(ApiProblem::OutcomeUnknown { id, why }),
         // A record is answered from before it gets here.
-        Judgement::Recorded | Judgement::LogWentBack | Judgement::Silent => {
-            Err(ApiProblem::LogUnavailable)
-        }
+        Judgement::Recorded | Judgement::Silent => Err(ApiProblem::LogUnavailable),
+        Judgement::LogWentBack => Err(ApiProblem::LogWentBack),
     }
 }
 

@@ -5,17 +5,18 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use unanimous_protocol::{
+    coordinator::TransactionState,
     id::{Epoch, LogIdentity, Node, Prefix, Sequence, TransactionId},
     life::{Fence, Regression, Writer},
     operations::BodyDigest,
     record::{
-        AbortCode, AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Part, Record, Standing,
-        Verdict, WallMillis,
+        AbortCode, AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Outcome, Part, Record,
+        Standing, Verdict, WallMillis,
     },
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, Opened, WriteError,
+    Appends, Batch, Decided, DecisionLog, Filter, Opened, Position, Removal, WriteError,
     memory::{Gate, MemoryLog, Snapshot},
     postgres::tests::InPostgres,
     sqlite::{OpenError, SqliteLog},
@@ -284,6 +285,23 @@ fn record(id: TransactionId, decision: Decision) -> Record {
         decided_at,
         finished_at,
     }
+}
+
+/// Each filter as it is, and with each of these values in one of its members.
+fn crossed<T: Clone>(
+    filters: Vec<Filter>,
+    values: &[T],
+    member: impl Fn(&mut Filter) -> &mut T,
+) -> Vec<Filter> {
+    let mut all = filters.clone();
+    for filter in filters {
+        all.extend(values.iter().map(|value| {
+            let mut with = filter.clone();
+            *member(&mut with) = value.clone();
+            with
+        }));
+    }
+    all
 }
 
 pub(super) fn key(text: &str) -> IdempotencyKey {
@@ -973,6 +991,327 @@ mod claims {
         assert_eq!(log.by_key(&all).await.unwrap(), expected);
     }
 
+    pub(super) async fn what_finished_before_is_forgotten_and_nothing_else<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        // Finished at 2000, at once; at 3000, by its finish; not at all.
+        let at_once = keyed(life.abort(), "k");
+        let (later, unfinished) = (life.commit(), life.commit());
+        let all = [&at_once, &later, &unfinished];
+        life.decide(&*log, all).await;
+        log.append(&life.writer, &finish(&later)).await.unwrap();
+        let forget = async |writer, before| log.forget(&writer, WallMillis(before), 100).await;
+        assert_eq!(forget(life.writer, 2_000).await.unwrap(), 0, "not before");
+        assert_eq!(
+            log.look_up(at_once.header.id)
+                .await
+                .unwrap()
+                .forgotten_through,
+            None
+        );
+        assert_eq!(forget(life.writer, 2_001).await.unwrap(), 1);
+        let view = log.look_up(at_once.header.id).await.unwrap();
+        assert_eq!(view.record, None);
+        assert_eq!(view.forgotten_through, Some(at_once.header.id));
+        assert!(stored(&*log, &later).await.is_some());
+        assert_eq!(forget(life.writer, i64::MAX).await.unwrap(), 1);
+        assert_eq!(forget(life.writer, i64::MAX).await.unwrap(), 0);
+        let view = log.look_up(unfinished.header.id).await.unwrap();
+        assert_eq!(view.record.as_ref(), Some(&unfinished), "it never expires");
+        assert_eq!(view.forgotten_through, Some(later.header.id));
+        assert_eq!(log.unfinished(NODE).await.unwrap(), [unfinished]);
+        // The key is free again.
+        assert_eq!(log.by_key(&[key("k")]).await.unwrap(), [None]);
+        let next = keyed(life.commit(), "k");
+        assert_eq!(life.decide(&*log, [&next]).await, [Standing::Proposed]);
+    }
+
+    pub(super) async fn forgetting_is_bounded_and_takes_the_oldest_finish_first<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let mut records: Vec<_> = (0..10).map(|_| life.abort()).collect();
+        for (record, finished_at) in records.iter_mut().zip([5, 9, 1, 7, 3, 8, 2, 6, 4, 0]) {
+            record.finished_at = Some(WallMillis(finished_at));
+        }
+        life.decide(&*log, &records).await;
+        let mut through = None;
+        for expected in [4, 4, 2, 0] {
+            let gone = log.forget(&life.writer, WallMillis(100), 4).await.unwrap();
+            assert_eq!(gone, expected);
+            let mut left = Vec::new();
+            for record in &records {
+                left.extend(stored(&*log, record).await);
+            }
+            records.sort_by_key(|record| record.finished_at);
+            let taken = records.len().min(usize::try_from(expected).unwrap());
+            let highest = records.drain(..taken).map(|record| record.header.id).max();
+            // The mark never falls.
+            through = through.max(highest);
+            left.sort_by_key(|record| record.finished_at);
+            assert_eq!(left, records);
+            let view = log.look_up(life.id()).await.unwrap();
+            assert_eq!(view.forgotten_through, through);
+        }
+    }
+
+    pub(super) async fn each_prefix_has_its_own_forgotten_mark<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut one = Life::begin(&backend, Node(1)).await;
+        let mut two = Life::begin(&backend, Node(2)).await;
+        let (of_one, of_two) = (one.abort(), two.abort());
+        one.decide(&*log, [&of_one]).await;
+        two.decide(&*log, [&of_two]).await;
+        let gone = log.forget(&one.writer, WallMillis(i64::MAX), 10).await;
+        assert_eq!(gone.unwrap(), 2, "whichever node it was");
+        for forgotten in [&of_one, &of_two] {
+            let view = log.look_up(forgotten.header.id).await.unwrap();
+            assert_eq!(view.record, None);
+            assert_eq!(view.forgotten_through, Some(forgotten.header.id));
+        }
+    }
+
+    pub(super) async fn records_of_a_former_identity_are_kept<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let (aborted, committed) = (life.abort(), life.commit());
+        life.decide(&*log, [&aborted, &committed]).await;
+        log.append(&life.writer, &finish(&committed)).await.unwrap();
+        log.new_identity().await.unwrap();
+        let mut life = Life::begin(&backend, NODE).await;
+        let present = life.abort();
+        life.decide(&*log, [&present]).await;
+        let gone = log.forget(&life.writer, WallMillis(i64::MAX), 10).await;
+        assert_eq!(gone.unwrap(), 1);
+        assert_eq!(stored(&*log, &present).await, None);
+        assert!(stored(&*log, &aborted).await.is_some());
+        assert!(stored(&*log, &committed).await.is_some());
+    }
+
+    pub(super) async fn whoever_is_fenced_forgets_nothing<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let aborted = life.abort();
+        life.decide(&*log, [&aborted]).await;
+        let decisions = log.head(NODE).await.unwrap().decisions;
+        let forget = async |writer| log.forget(&writer, WallMillis(i64::MAX), 10).await;
+        let lost = Writer {
+            decisions_at_least: decisions + 1,
+            ..life.writer
+        };
+        assert!(matches!(forget(lost).await, Err(WriteError::WentBack(_))));
+        let newer = Life::begin(&backend, NODE).await;
+        assert!(matches!(
+            forget(life.writer).await,
+            Err(WriteError::Fenced(_))
+        ));
+        assert!(stored(&*log, &aborted).await.is_some());
+        assert_eq!(forget(newer.writer).await.unwrap(), 1);
+        let head = log.head(NODE).await.unwrap();
+        assert_eq!(head.decisions, decisions, "it is no decision write");
+    }
+
+    pub(super) async fn the_history_is_read_page_by_page_newest_first<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let mut records = Vec::new();
+        // Three of each moment, and not in their order.
+        for at in [3, 1, 5, 2, 4, 3, 1, 5, 2, 4, 3, 1, 5, 2, 4] {
+            let mut record = life.abort();
+            Arc::make_mut(&mut record.header).created_at = WallMillis(at);
+            records.push(record);
+        }
+        life.decide(&*log, &records).await;
+        records.sort_by_key(|record| (record.header.created_at, record.header.id));
+        records.reverse();
+        let all = Filter::default();
+        for limit in [1, 2, 7, 15, 100] {
+            let (mut read, mut after) = (Vec::new(), None);
+            loop {
+                let page = log.history(&all, after, limit).await.unwrap();
+                let is_last = page.len() < usize::try_from(limit).unwrap();
+                assert!(page.len() <= usize::try_from(limit).unwrap());
+                read.extend(page);
+                if is_last {
+                    break;
+                }
+                after = read.last().map(|record| Position::of(&record.header));
+            }
+            assert_eq!(read, records, "{limit} at a time");
+        }
+    }
+
+    pub(super) async fn every_filter_finds_what_it_takes<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let labels = [("k", "1"), ("k", "2"), ("l", "1"), ("l", "a:\"ü' ")];
+        let mut records = Vec::new();
+        for number in 0..48_usize {
+            let mut record = match number % 4 {
+                0 => life.commit(),
+                1 => life.abort(),
+                2 => record(life.id(), commit_of([("north", Part::ReadOnly)])),
+                _ => record(life.id(), commit_of([("east", Part::Updates)])),
+            };
+            if number % 4 == 3 {
+                record.finished_at = Some(WallMillis(9));
+            }
+            if number % 5 == 0 {
+                record = keyed(record, &format!("key {number}"));
+            }
+            let header = Arc::make_mut(&mut record.header);
+            header.created_at = WallMillis(i64::try_from(number / 3).unwrap());
+            for (at, (key, value)) in labels.into_iter().enumerate() {
+                if number >> at & 1 == 1 {
+                    header.labels.insert(key.to_owned(), value.to_owned());
+                }
+            }
+            records.push(record);
+        }
+        life.decide(&*log, &records).await;
+        records.sort_by_key(|record| std::cmp::Reverse(Position::of(&record.header)));
+
+        let label = |at: usize| (labels[at].0.to_owned(), labels[at].1.to_owned());
+        use TransactionState::{Aborted, Aborting, Active, Committed, Committing};
+        let states = [Active, Committing, Committed, Aborting, Aborted].map(Some);
+        let outcomes = [Outcome::Committed, Outcome::Aborted].map(Some);
+        let participants = ["east", "north", "eas"].map(|name| Some(name.parse().unwrap()));
+        let keys = ["key 5", "key"].map(|key| Some(key.parse().unwrap()));
+        let labels = [vec![0], vec![1, 3], vec![0, 1]];
+        let labels = labels.map(|these| these.into_iter().map(label).collect());
+        let filters = vec![Filter::default()];
+        let filters = crossed(filters, &states, |filter| &mut filter.state);
+        let filters = crossed(filters, &outcomes, |filter| &mut filter.outcome);
+        let filters = crossed(filters, &[Some(true), Some(false)], |f| &mut f.in_doubt);
+        let filters = crossed(filters, &participants, |filter| &mut filter.participant);
+        let filters = crossed(filters, &keys, |filter| &mut filter.idempotency_key);
+        let filters = crossed(filters, &labels, |filter| &mut filter.labels);
+        let mut fruitful = 0;
+        for filter in filters {
+            let taken = records.iter().filter(|record| filter.takes_record(record));
+            let taken: Vec<_> = taken.cloned().collect();
+            let found = log.history(&filter, None, 100).await.unwrap();
+            assert_eq!(found, taken, "{filter:?}");
+            let Some((first, rest)) = taken.split_first() else {
+                continue;
+            };
+            fruitful += 1;
+            let after = Some(Position::of(&first.header));
+            let found = log.history(&filter, after, 100).await.unwrap();
+            assert_eq!(found, rest, "{filter:?}");
+        }
+        assert!(fruitful >= 100, "{fruitful}");
+    }
+
+    pub(super) async fn what_is_forgotten_is_in_no_list<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        let (mut aborted, mut unfinished) = (life.abort(), life.commit());
+        for record in [&mut aborted, &mut unfinished] {
+            let labels = &mut Arc::make_mut(&mut record.header).labels;
+            labels.insert("k".to_owned(), "v".to_owned());
+        }
+        life.decide(&*log, [&aborted, &unfinished]).await;
+        let by_participant = Filter {
+            participant: Some("east".parse().unwrap()),
+            ..Filter::default()
+        };
+        let by_label = Filter {
+            labels: vec![("k".to_owned(), "v".to_owned())],
+            ..Filter::default()
+        };
+        let gone = log.forget(&life.writer, WallMillis(i64::MAX), 10).await;
+        assert_eq!(gone.unwrap(), 1);
+        for filter in [Filter::default(), by_participant, by_label] {
+            let found = log.history(&filter, None, 10).await.unwrap();
+            assert_eq!(found, std::slice::from_ref(&unfinished));
+        }
+    }
+
+    pub(super) async fn participants_are_kept_by_name<B: Backend>() {
+        let mut backend = B::fresh().await;
+        let log = backend.log();
+        let life = Life::begin(&backend, NODE).await;
+        assert_eq!(log.participants().await.unwrap(), []);
+        let (east, west) = ("east".parse().unwrap(), "west".parse().unwrap());
+        for (name, url, is_new) in [(&west, "w", true), (&east, "e", true), (&west, "v", false)] {
+            let put = log.put_participant(&life.writer, name, url).await;
+            assert_eq!(put.unwrap(), is_new, "{name}");
+        }
+        drop(log);
+        backend.reopen().await;
+        let log = backend.log();
+        let both = [(east.clone(), "e".to_owned()), (west, "v".to_owned())];
+        assert_eq!(log.participants().await.unwrap(), both);
+        let remove = async || log.remove_participant(&life.writer, &east).await.unwrap();
+        assert_eq!(remove().await, Removal::Removed);
+        assert_eq!(remove().await, Removal::Absent);
+        assert_eq!(log.participants().await.unwrap(), both[1..]);
+    }
+
+    pub(super) async fn a_participant_that_an_unfinished_record_names_stays<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut life = Life::begin(&backend, NODE).await;
+        // East updates, and west only read.
+        let commit = life.commit();
+        let aborted = record(life.id(), commit_of([("north", Part::Updates)]));
+        let aborted = Record {
+            finished_at: Some(WallMillis(1)),
+            ..aborted
+        };
+        life.decide(&*log, [&commit, &aborted]).await;
+        let names = ["east", "west", "north", "eas"].map(|name| name.parse().unwrap());
+        for name in &names {
+            log.put_participant(&life.writer, name, "u").await.unwrap();
+        }
+        let writer = life.writer;
+        let remove = async |name| log.remove_participant(&writer, name).await.unwrap();
+        assert_eq!(remove(&names[0]).await, Removal::InUse);
+        assert_eq!(remove(&names[1]).await, Removal::InUse);
+        assert_eq!(remove(&names[2]).await, Removal::Removed);
+        assert_eq!(remove(&names[3]).await, Removal::Removed);
+        log.append(&life.writer, &finish(&commit)).await.unwrap();
+        assert_eq!(remove(&names[0]).await, Removal::Removed);
+    }
+
+    pub(super) async fn whoever_is_fenced_changes_no_participant<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let old = Life::begin(&backend, NODE).await;
+        let east = "east".parse().unwrap();
+        log.put_participant(&old.writer, &east, "e").await.unwrap();
+        Life::begin(&backend, NODE).await;
+        let put = log.put_participant(&old.writer, &east, "other").await;
+        assert!(matches!(put, Err(WriteError::Fenced(_))));
+        let removed = log.remove_participant(&old.writer, &east).await;
+        assert!(matches!(removed, Err(WriteError::Fenced(_))));
+        let kept = [(east, "e".to_owned())];
+        assert_eq!(log.participants().await.unwrap(), kept);
+    }
+
+    pub(super) async fn that_it_went_back_is_remembered_until_a_new_identity<B: Backend>() {
+        let mut backend = B::fresh().await;
+        assert_eq!(backend.log().went_back().await.unwrap(), None);
+        for why in ["first", "second"] {
+            let log = backend.log();
+            log.remember_that_it_went_back(why).await.unwrap();
+            drop(log);
+            backend.reopen().await;
+            let found = backend.log().went_back().await.unwrap();
+            assert_eq!(found.as_deref(), Some(why));
+        }
+        backend.log().new_identity().await.unwrap();
+        assert_eq!(backend.log().went_back().await.unwrap(), None);
+    }
+
     pub(super) async fn a_new_identity_keeps_records_and_raises_every_epoch<B: Backend>() {
         let mut backend = B::fresh().await;
         let mut life = Life::begin(&backend, NODE).await;
@@ -1175,6 +1514,18 @@ macro_rules! contract {
             an_unforced_record_never_replaces_a_decision
             a_view_is_of_the_node_and_the_prefix_of_the_id
             many_keys_are_answered_in_their_order
+            what_finished_before_is_forgotten_and_nothing_else
+            forgetting_is_bounded_and_takes_the_oldest_finish_first
+            each_prefix_has_its_own_forgotten_mark
+            records_of_a_former_identity_are_kept
+            whoever_is_fenced_forgets_nothing
+            the_history_is_read_page_by_page_newest_first
+            every_filter_finds_what_it_takes
+            what_is_forgotten_is_in_no_list
+            that_it_went_back_is_remembered_until_a_new_identity
+            participants_are_kept_by_name
+            a_participant_that_an_unfinished_record_names_stays
+            whoever_is_fenced_changes_no_participant
             a_new_identity_keeps_records_and_raises_every_epoch
             another_process_finds_everything_there
             an_empty_batch_is_a_write

@@ -12,14 +12,14 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 use unanimous_protocol::{
-    id::{Epoch, LogIdentity, Node, Prefix, TransactionId},
+    id::{Epoch, LogIdentity, Node, ParticipantName, Prefix, TransactionId},
     life::{Head, Writer},
-    record::{IdempotencyKey, Record, Standing},
+    record::{IdempotencyKey, Record, Standing, WallMillis},
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, IdentityChange, LogError, Opened, Refused, View,
-    WriteError, draw_identity,
+    Appends, Batch, Decided, DecisionLog, Filter, IdentityChange, LogError, Opened, Position,
+    Refused, Removal, View, WriteError, draw_identity,
 };
 
 /// How a write fails.
@@ -81,6 +81,7 @@ pub struct Snapshot {
     records: BTreeMap<TransactionId, Record>,
     keys: BTreeMap<IdempotencyKey, TransactionId>,
     forgotten: BTreeMap<Prefix, TransactionId>,
+    participants: BTreeMap<ParticipantName, String>,
 }
 
 #[derive(Debug)]
@@ -103,6 +104,8 @@ pub struct MemoryLog {
     /// Held by a write from its check to its commit, as an epoch's row is locked in a database.
     writing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// As a marker beside a file: no snapshot holds it.
+    went_back: Mutex<Option<String>>,
     /// Where writes wait between their check and their commit while a test holds it.
     pub gate: Gate,
 }
@@ -127,10 +130,12 @@ impl MemoryLog {
             records: BTreeMap::new(),
             keys: BTreeMap::new(),
             forgotten: BTreeMap::new(),
+            participants: BTreeMap::new(),
         };
         Self {
             is_exclusive,
             writing: tokio::sync::Mutex::new(()),
+            went_back: Mutex::new(None),
             state: Mutex::new(State {
                 visible: empty.clone(),
                 durable: empty,
@@ -320,6 +325,28 @@ impl Snapshot {
         }
     }
 
+    fn forget(&mut self, before: WallMillis, at_most: u32) -> u64 {
+        let identity = self.identity();
+        let mut due: Vec<_> = self
+            .records
+            .iter()
+            .filter(|(id, _)| id.identity() == identity)
+            .filter_map(|(id, record)| Some((record.finished_at?, *id)))
+            .filter(|(finished_at, _)| *finished_at < before)
+            .collect();
+        due.sort_unstable();
+        due.truncate(usize::try_from(at_most).unwrap());
+        for (_, id) in &due {
+            let record = self.records.remove(id).unwrap();
+            if let Some(claim) = &record.header.key {
+                self.keys.remove(&claim.key);
+            }
+            let mark = self.forgotten.entry(id.prefix()).or_insert(*id);
+            *mark = (*mark).max(*id);
+        }
+        u64::try_from(due.len()).unwrap()
+    }
+
     fn raise(&mut self, node: Node) -> Result<Epoch, LogError> {
         let row = self.epochs.get(&node);
         let (newest, decisions) =
@@ -437,7 +464,90 @@ impl DecisionLog for MemoryLog {
         })
     }
 
+    async fn went_back(&self) -> Result<Option<String>, LogError> {
+        Ok(self.went_back.lock().unwrap().clone())
+    }
+
+    async fn remember_that_it_went_back(&self, why: &str) -> Result<(), LogError> {
+        *self.went_back.lock().unwrap() = Some(why.to_owned());
+        Ok(())
+    }
+
+    async fn forget(
+        &self,
+        writer: &Writer,
+        before: WallMillis,
+        at_most: u32,
+    ) -> Result<u64, WriteError> {
+        let forgotten = self.write(true, |log, _| {
+            log.head(writer.node).check(writer)?;
+            Ok(log.forget(before, at_most))
+        });
+        forgotten.await
+    }
+
+    async fn history(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: u32,
+    ) -> Result<Vec<Record>, LogError> {
+        self.read(|log| {
+            let mut found: Vec<_> = log.records.values().cloned().collect();
+            found.retain(|record| {
+                let is_older = after.is_none_or(|after| Position::of(&record.header) < after);
+                is_older && filter.takes_record(record)
+            });
+            found.sort_by_key(|record| std::cmp::Reverse(Position::of(&record.header)));
+            found.truncate(usize::try_from(limit).unwrap());
+            found
+        })
+    }
+
+    async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError> {
+        self.read(|log| log.participants.clone().into_iter().collect())
+    }
+
+    async fn put_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+        url: &str,
+    ) -> Result<bool, WriteError> {
+        let put = self.write(true, |log, _| {
+            log.head(writer.node).check(writer)?;
+            let replaced = log.participants.insert(name.clone(), url.to_owned());
+            Ok(replaced.is_none())
+        });
+        put.await
+    }
+
+    async fn remove_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+    ) -> Result<Removal, WriteError> {
+        let removed = self.write(true, |log, _| {
+            log.head(writer.node).check(writer)?;
+            let in_use = log.records.values().any(|record| {
+                record.finished_at.is_none()
+                    && !record.decision.is_finished_at_once()
+                    && record.decision.branches.contains_key(name)
+            });
+            if !log.participants.contains_key(name) {
+                return Ok(Removal::Absent);
+            }
+            if in_use {
+                return Ok(Removal::InUse);
+            }
+            log.participants.remove(name);
+            Ok(Removal::Removed)
+        });
+        removed.await
+    }
+
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {
+        self.went_back.lock().unwrap().take();
         let changed = self.write(true, |log, _| {
             let former = log.identity();
             let present = draw_identity(former, &log.former());

@@ -6,17 +6,20 @@
 
 use async_trait::async_trait;
 use unanimous_protocol::{
-    id::{Epoch, LogIdentity, Node, TransactionId},
+    id::{Epoch, LogIdentity, Node, ParticipantName, TransactionId},
     life::{Fence, Head, Regression, Shut, Snapshot, Writer},
     record::{Decision, IdempotencyKey, Record, Standing, WallMillis},
 };
 
 #[cfg(test)]
 mod contract;
+mod history;
 #[cfg(test)]
 pub mod memory;
 pub mod postgres;
 pub mod sqlite;
+
+pub use history::{Filter, Position};
 
 /// A durable log of decisions, shared by all nodes that have a row in it.
 ///
@@ -98,11 +101,90 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// former ones. Read it after [`Self::open_epoch`], which is what makes it complete.
     async fn unfinished(&self, node: Node) -> Result<Vec<Record>, LogError>;
 
+    /// Why a life found that this log went back (rule 11), if nobody has given it a new identity since. No life may begin
+    /// on such a log: each start raises the epoch, and once it passes the lost ones, what they committed would read as
+    /// aborted.
+    async fn went_back(&self) -> Result<Option<String>, LogError>;
+
+    /// Remembers that it went back, durably, and out of reach of whoever puts the log back once more, as far as the
+    /// backend can. Ended by [`Self::new_identity`].
+    async fn remember_that_it_went_back(&self, why: &str) -> Result<(), LogError>;
+
+    /// Forgets, oldest finish first, at most `at_most` records whose transaction finished before `before`; returns how
+    /// many. Fewer than `at_most` means that nothing more is due. The caller asks again for the rest, so that decisions
+    /// come in between: a write takes what `at_most` costs and no more.
+    ///
+    /// In one atomic step with the delete the `forgotten_through` mark of each prefix concerned rises to the highest id
+    /// that went; it never falls ([`View::forgotten_through`], rule 14). A key goes with its record and is free again.
+    ///
+    /// Kept, whatever their age: unfinished records, and *all records of a former identity*, of any node. Without its
+    /// record nobody could ever say again how such a transaction ended (rule 3 allows only "pending"), and a branch of
+    /// an abort may still be in doubt. See `docs/adr/0004`.
+    ///
+    /// Conditional on the writer as every write is, but it does not count as a decision write. After
+    /// [`WriteError::Unavailable`] some may be gone; simply ask again.
+    async fn forget(
+        &self,
+        writer: &Writer,
+        before: WallMillis,
+        at_most: u32,
+    ) -> Result<u64, WriteError>;
+
+    /// At most `limit` records of any node and identity that `filter` takes ([`Filter::takes_record`]), newest first by
+    /// their [`Position`], and only those *after* `after` in that order, which are the older ones. Fewer than `limit`
+    /// means that there are no more.
+    ///
+    /// A read as any other: a record in it may not be durable yet. A page costs about what the page holds, however
+    /// long the history is: no offset is scanned, and each single member of the filter has an index.
+    async fn history(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: u32,
+    ) -> Result<Vec<Record>, LogError>;
+
+    /// The participants registered here at run time, by name. An address in text form, as it was put: the log does not
+    /// know what can be called, and whoever reads it checks it (rule 19).
+    async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError>;
+
+    /// Registers a participant, or replaces its address; durable when it returns. `true` where the name is new.
+    ///
+    /// Conditional on the writer as every write is, and no decision write. After [`WriteError::Unavailable`] it may have
+    /// happened; putting it again is harmless, and says "replaced" then.
+    async fn put_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+        url: &str,
+    ) -> Result<bool, WriteError>;
+
+    /// Removes a participant, unless an unfinished record, of any node, names it: that is checked in the same atomic
+    /// step, with all branches counting, whatever their part. Durable when it returns. What is undecided is in no log,
+    /// so the caller checks his memory first.
+    ///
+    /// Conditional on the writer as every write is, and no decision write.
+    async fn remove_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+    ) -> Result<Removal, WriteError>;
+
     /// For an operator, after the log was restored from a backup: draws a new identity, keeps the former ones, and
     /// raises every node's epoch, so that whoever ran on the lost state ends. Records stay answerable by their ids.
     ///
     /// An unclear attempt may have drawn one; drawing again costs nothing but a number.
     async fn new_identity(&self) -> Result<IdentityChange, LogError>;
+}
+
+/// What became of [`DecisionLog::remove_participant`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is gone.
+    Removed,
+    /// It was not there.
+    Absent,
+    /// An unfinished record names it, so it stays.
+    InUse,
 }
 
 /// What goes into one decision write.

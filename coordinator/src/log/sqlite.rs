@@ -44,8 +44,9 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, Found, IdentityChange, LogError, Opened, Refused,
-    View, WriteError, damaged, parsed, standing, unfenced,
+    Appends, Batch, Cause, Decided, DecisionLog, Filter, Found, IdentityChange, LogError, Opened,
+    Position, Refused, Removal, View, WriteError, damaged, history::meant, parsed, standing,
+    unfenced,
 };
 
 /// "UNAN": tells our files from any other SQLite file (`PRAGMA application_id`).
@@ -63,11 +64,28 @@ const READERS_MAX: u32 = 4;
 /// Pages of WAL that are left to checkpoint before it is done: as SQLite's own default.
 const CHECKPOINT_AFTER_PAGES: i64 = 1000;
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[(
-    1,
-    "decision log",
-    include_str!("../../migrations/sqlite/0001_decision_log.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "decision log",
+        include_str!("../../migrations/sqlite/0001_decision_log.sql"),
+    ),
+    (
+        2,
+        "forgetting",
+        include_str!("../../migrations/sqlite/0002_forgetting.sql"),
+    ),
+    (
+        3,
+        "participants",
+        include_str!("../../migrations/sqlite/0003_participants.sql"),
+    ),
+    (
+        4,
+        "history",
+        include_str!("../../migrations/sqlite/0004_history.sql"),
+    ),
+];
 
 /// A [`DecisionLog`] in a SQLite file.
 ///
@@ -81,6 +99,8 @@ struct Core {
     writing: Mutex<Writing>,
     writing_options: SqliteConnectOptions,
     readers: SqlitePool,
+    /// `PATH.went-back`: beside the file, for what is in it goes back with it.
+    went_back: PathBuf,
     /// Set by the first failure after which nothing here may be believed. Every later call fails with it.
     broken: OnceLock<String>,
     /// Lets a test hold a write between its check and its commit.
@@ -206,6 +226,7 @@ impl SqliteLog {
                 }),
                 writing_options,
                 readers,
+                went_back: beside(path, ".went-back"),
                 broken: OnceLock::new(),
                 #[cfg(test)]
                 before_commit: super::memory::Gate::default(),
@@ -251,11 +272,26 @@ fn resolved(path: &Path) -> Result<PathBuf, OpenError> {
     }
 }
 
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Makes the names in the file's directory durable.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    path.parent()
+        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+/// A file beside the log that can not be read or written: the log itself is not concerned.
+fn beside_failed(error: io::Error) -> LogError {
+    LogError::Unavailable(error.into())
+}
+
 /// Takes `PATH.lock`, without waiting. The lock ends with the process, however it ends.
 fn lock(path: &Path) -> Result<File, OpenError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock = PathBuf::from(name);
+    let lock = beside(path, ".lock");
     let failed = |source| OpenError::File {
         path: lock.clone(),
         source,
@@ -282,12 +318,7 @@ fn create(path: &Path) -> Result<(), OpenError> {
     }
     private().open(path).map_err(failed)?;
     // The name must survive the machine too.
-    if let Some(directory) = path.parent() {
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed)?;
-    }
-    Ok(())
+    sync_directory_of(path).map_err(failed)
 }
 
 /// Labels and reasons are our clients' business, and keys may open theirs: nobody else on the machine reads them.
@@ -685,6 +716,81 @@ const UNFINISHED: &str = "
 SELECT * FROM record INDEXED BY record_unfinished
 WHERE second_phase = 1 AND finished_at IS NULL AND substr(id, 5, 2) = ?1
 ORDER BY id";
+
+const PUT_PARTICIPANT: &str = "
+INSERT INTO participant (name, url) VALUES (?1, ?2)
+ON CONFLICT (name) DO UPDATE SET url = excluded.url";
+
+/// Names hold nothing that a JSON path would take for its own.
+const IS_NAMED: &str = "
+SELECT EXISTS (SELECT 1 FROM record INDEXED BY record_unfinished
+               WHERE second_phase = 1 AND finished_at IS NULL
+                 AND json_type(branches, '$.\"' || ?1 || '\"') IS NOT NULL)";
+
+/// A page of the list, driven by an index that has its entries in the list's order. The filter's other members are
+/// tried on what it yields. `?1` and `?2` are the place to go on after, `?3` is the limit.
+macro_rules! page {
+    ($driver:literal by $place:literal) => {
+        concat!(
+            "SELECT record.* FROM ",
+            $driver,
+            " AND (",
+            $place,
+            ".created_at, ",
+            $place,
+            ".id) < (?1, ?2)
+              AND (?4 IS NULL OR json_type(record.branches, '$.\"' || ?4 || '\"') IS NOT NULL)
+              AND (?5 IS NULL OR record.idempotency_key = ?5)
+              AND (?6 IS NULL OR record.outcome = ?6)
+              AND (?7 IS NULL OR (record.outcome = 'committed' AND record.finished_at IS NULL) = ?7)
+              AND NOT EXISTS (SELECT 1 FROM json_each(?8) AS wanted WHERE NOT EXISTS (
+                SELECT 1 FROM json_each(record.labels) AS label
+                WHERE label.key = wanted.value ->> 0 AND label.value = wanted.value ->> 1))
+            ORDER BY ",
+            $place,
+            ".created_at DESC, ",
+            $place,
+            ".id DESC LIMIT ?3"
+        )
+    };
+}
+
+const PAGE_BY_KEY: &str = page!("record WHERE record.idempotency_key = ?5" by "record");
+/// What is unfinished is little, and is sorted.
+const PAGE_UNFINISHED: &str = page!(
+    "record INDEXED BY record_unfinished WHERE second_phase = 1 AND finished_at IS NULL" by "record"
+);
+const PAGE_BY_LABEL: &str = page!(
+    "record_label AS entry CROSS JOIN record ON record.id = entry.id
+     WHERE entry.key = ?8 ->> '$[0][0]' AND entry.value = ?8 ->> '$[0][1]'" by "entry"
+);
+const PAGE_BY_PARTICIPANT: &str = page!(
+    "record_participant AS entry CROSS JOIN record ON record.id = entry.id
+     WHERE entry.participant = ?4" by "entry"
+);
+const PAGE_ABORTED: &str =
+    page!("record INDEXED BY record_aborted WHERE outcome = 'aborted'" by "record");
+const PAGE_BY_TIME: &str = page!("record INDEXED BY record_by_time WHERE true" by "record");
+
+/// What is due: of the present identity, oldest finish first. The same rows in the two statements that use it, for they
+/// are in one transaction.
+macro_rules! due {
+    () => {
+        "SELECT id FROM record INDEXED BY record_by_finish
+         WHERE substr(id, 1, 4) = ?1 AND finished_at IS NOT NULL AND finished_at < ?2
+         ORDER BY finished_at, id LIMIT ?3"
+    };
+}
+
+/// The marks rise, in the transaction that deletes (rule 14).
+const MARK_FORGOTTEN: &str = concat!(
+    "INSERT INTO forgotten (prefix, through) SELECT substr(id, 1, 6), max(id) FROM (",
+    due!(),
+    ") WHERE true GROUP BY substr(id, 1, 6)
+     ON CONFLICT (prefix) DO UPDATE SET through = max(through, excluded.through)"
+);
+
+const FORGET: &str = concat!("DELETE FROM record WHERE id IN (", due!(), ")");
 
 /// The columns of a record, in the order of [`INSERT`].
 #[derive(Serialize)]
@@ -1096,6 +1202,163 @@ impl DecisionLog for SqliteLog {
         self.core.noting(rows.iter().map(record).collect())
     }
 
+    async fn went_back(&self) -> Result<Option<String>, LogError> {
+        match std::fs::read_to_string(&self.core.went_back) {
+            Ok(why) => Ok(Some(why.trim_end().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(beside_failed(error)),
+        }
+    }
+
+    async fn remember_that_it_went_back(&self, why: &str) -> Result<(), LogError> {
+        let marker = &self.core.went_back;
+        let write = || {
+            let mut file = private().truncate(true).open(marker)?;
+            io::Write::write_all(&mut file, format!("{why}\n").as_bytes())?;
+            file.sync_all()?;
+            sync_directory_of(marker)
+        };
+        write().map_err(beside_failed)
+    }
+
+    async fn forget(
+        &self,
+        writer: &Writer,
+        before: WallMillis,
+        at_most: u32,
+    ) -> Result<u64, WriteError> {
+        let writer = *writer;
+        let job: Job<u64> = Box::new(move |connection| {
+            Box::pin(async move {
+                read_head(connection, writer.node).await?.check(&writer)?;
+                let mut gone = 0;
+                for sql in [MARK_FORGOTTEN, FORGET] {
+                    let done = sqlx::query(sql)
+                        .bind(writer.identity.0.to_be_bytes().to_vec())
+                        .bind(before.0)
+                        .bind(at_most)
+                        .execute(&mut *connection)
+                        .await
+                        .map_err(LogError::from)?;
+                    gone = done.rows_affected();
+                }
+                Ok(gone)
+            })
+        });
+        self.core.write(job).await
+    }
+
+    async fn history(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: u32,
+    ) -> Result<Vec<Record>, LogError> {
+        let Some((outcome, unfinished)) = meant(filter) else {
+            return Ok(Vec::new());
+        };
+        let sql = if filter.idempotency_key.is_some() {
+            PAGE_BY_KEY
+        } else if unfinished == Some(true) {
+            PAGE_UNFINISHED
+        } else if !filter.labels.is_empty() {
+            PAGE_BY_LABEL
+        } else if filter.participant.is_some() {
+            PAGE_BY_PARTICIPANT
+        } else if outcome == Some(Outcome::Aborted) {
+            PAGE_ABORTED
+        } else {
+            PAGE_BY_TIME
+        };
+        let (created_at, id) = match after {
+            Some(Position { created_at, id }) => (created_at.0, id.to_bytes()),
+            None => (i64::MAX, [u8::MAX; 16]),
+        };
+        let outcome = outcome.map(|outcome| match outcome {
+            Outcome::Committed => "committed",
+            Outcome::Aborted => "aborted",
+        });
+        let query = sqlx::query(sql)
+            .bind(created_at)
+            .bind(id.to_vec())
+            .bind(limit)
+            .bind(filter.participant.as_ref().map(ParticipantName::as_str))
+            .bind(filter.idempotency_key.as_ref().map(IdempotencyKey::as_str))
+            .bind(outcome)
+            .bind(unfinished)
+            .bind(json(&filter.labels)?);
+        let rows = self.read(query.fetch_all(&self.core.readers)).await?;
+        self.core.noting(rows.iter().map(record).collect())
+    }
+
+    async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError> {
+        let query = sqlx::query("SELECT name, url FROM participant ORDER BY name");
+        let rows = self.read(query.fetch_all(&self.core.readers)).await?;
+        let participant = |row: &SqliteRow| {
+            let name = parsed("name", row.try_get::<&str, _>("name")?.parse())?;
+            Ok((name, row.try_get("url")?))
+        };
+        self.core.noting::<_>(
+            rows.iter()
+                .map(participant)
+                .collect::<Result<_, LogError>>(),
+        )
+    }
+
+    async fn put_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+        url: &str,
+    ) -> Result<bool, WriteError> {
+        let (writer, name, url) = (*writer, name.to_string(), url.to_owned());
+        let job: Job<bool> = Box::new(move |connection| {
+            Box::pin(async move {
+                read_head(connection, writer.node).await?.check(&writer)?;
+                let is_new = !is_registered(connection, &name).await?;
+                sqlx::query(PUT_PARTICIPANT)
+                    .bind(name)
+                    .bind(url)
+                    .execute(connection)
+                    .await
+                    .map_err(LogError::from)?;
+                Ok(is_new)
+            })
+        });
+        self.core.write(job).await
+    }
+
+    async fn remove_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+    ) -> Result<Removal, WriteError> {
+        let (writer, name) = (*writer, name.to_string());
+        let job: Job<Removal> = Box::new(move |connection| {
+            Box::pin(async move {
+                read_head(connection, writer.node).await?.check(&writer)?;
+                if !is_registered(connection, &name).await? {
+                    return Ok(Removal::Absent);
+                }
+                let is_named: bool = sqlx::query_scalar(IS_NAMED)
+                    .bind(&name)
+                    .fetch_one(&mut *connection)
+                    .await
+                    .map_err(LogError::from)?;
+                if is_named {
+                    return Ok(Removal::InUse);
+                }
+                sqlx::query("DELETE FROM participant WHERE name = ?1")
+                    .bind(name)
+                    .execute(connection)
+                    .await
+                    .map_err(LogError::from)?;
+                Ok(Removal::Removed)
+            })
+        });
+        self.core.write(job).await
+    }
+
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {
         let job: Job<IdentityChange> = Box::new(|connection| {
             Box::pin(async move {
@@ -1120,8 +1383,19 @@ impl DecisionLog for SqliteLog {
                 Ok(IdentityChange { former, present })
             })
         });
-        self.core.write(job).await.map_err(unfenced)
+        let change = self.core.write(job).await.map_err(unfenced)?;
+        match std::fs::remove_file(&self.core.went_back) {
+            Ok(()) => sync_directory_of(&self.core.went_back).map_err(beside_failed)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(beside_failed(error)),
+        }
+        Ok(change)
     }
+}
+
+async fn is_registered(connection: &mut SqliteConnection, name: &str) -> Result<bool, LogError> {
+    let query = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM participant WHERE name = ?1)");
+    Ok(query.bind(name).fetch_one(connection).await?)
 }
 
 #[cfg(test)]
@@ -1144,7 +1418,23 @@ impl SqliteLog {
     /// How SQLite goes about each statement on records, as `EXPLAIN QUERY PLAN` tells it.
     pub(super) async fn plans(&self) -> Vec<(&'static str, String)> {
         let mut plans = Vec::new();
-        for sql in [INSERT, STANDING, FINISH, LOOK_UP, BY_KEY, UNFINISHED] {
+        for sql in [
+            INSERT,
+            STANDING,
+            FINISH,
+            LOOK_UP,
+            BY_KEY,
+            UNFINISHED,
+            MARK_FORGOTTEN,
+            FORGET,
+            IS_NAMED,
+            PAGE_BY_KEY,
+            PAGE_UNFINISHED,
+            PAGE_BY_LABEL,
+            PAGE_BY_PARTICIPANT,
+            PAGE_ABORTED,
+            PAGE_BY_TIME,
+        ] {
             let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
             for row in sqlx::query(explain)
                 .fetch_all(&self.core.readers)

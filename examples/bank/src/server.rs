@@ -4,10 +4,10 @@ use std::{io::Write as _, net::SocketAddr, str::FromStr, time::Duration};
 
 use actix_web::{App, HttpResponse, HttpServer, get, web};
 use anyhow::Context as _;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use deadpool_postgres::Pool;
 use serde_json::json;
 use tokio_postgres::NoTls;
-use unanimous_participant::{Participant, StartError};
+use unanimous_participant::{Participant, StartError, watched};
 
 use crate::bank::Bank;
 
@@ -66,10 +66,8 @@ impl FromStr for DatabaseUrl {
 }
 
 fn pool(config: &tokio_postgres::Config, connections: usize) -> anyhow::Result<Pool> {
-    let recycling = ManagerConfig {
-        recycling_method: RecyclingMethod::Fast,
-    };
-    let manager = Manager::from_config(config.clone(), NoTls, recycling);
+    // So that a commit which stopped waiting for a standby is not taken for durable.
+    let manager = watched(config.clone(), NoTls);
     Ok(Pool::builder(manager).max_size(connections).build()?)
 }
 

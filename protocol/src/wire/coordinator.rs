@@ -1,4 +1,4 @@
-//! What the coordinator serves (`wire.md` section 1).
+//! What the coordinator serves (`docs/API.md` section 1).
 
 use std::{collections::BTreeMap, fmt};
 
@@ -262,6 +262,39 @@ pub struct BranchView {
     pub attempts: u32,
     /// How the last of them ended, where it was no answer.
     pub last_error: Option<String>,
+}
+
+/// `GET /v1/transactions`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionList {
+    /// Newest first.
+    pub transactions: Vec<TransactionView>,
+    /// Where the next page begins; `None` on the last one.
+    pub next: Option<String>,
+}
+
+/// `PUT /admin/v1/participants/{name}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParticipantRequest {
+    /// The base URL of its routes.
+    pub url: String,
+}
+
+/// A registered participant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParticipantView {
+    /// Its name.
+    pub name: ParticipantName,
+    /// The base URL of its routes.
+    pub url: String,
+}
+
+/// `GET /admin/v1/participants`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParticipantList {
+    /// By name.
+    pub participants: Vec<ParticipantView>,
 }
 
 /// `GET /v1/transactions/{id}/outcome`

@@ -14,7 +14,8 @@ mod view;
 
 pub use coordinator::{
     AbortRequest, BeginRequest, BranchView, CommitRequest, EnlistAnswer, EnlistRequest,
-    InvalidWait, Labels, NamedBranch, OutcomeAnswer, TransactionView, Wait,
+    InvalidWait, Labels, NamedBranch, OutcomeAnswer, ParticipantList, ParticipantRequest,
+    ParticipantView, TransactionList, TransactionView, Wait,
 };
 pub use object::Object;
 pub use participant::{

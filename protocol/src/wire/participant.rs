@@ -1,4 +1,4 @@
-//! What a participant serves and asks (`wire.md` sections 2 and 3).
+//! What a participant serves and asks (`docs/API.md` sections 2 and 3).
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -172,7 +172,7 @@ impl HttpAnswer<'_> {
 }
 
 /// What `branch` answered to a request of `kind`. Only a 200 that echoes transaction and participant exactly, or one of
-/// the problems that `wire.md` section 2 calls an answer, is one; everything else is unknown (design rule 5).
+/// the problems that `docs/API.md` section 2 calls an answer, is one; everything else is unknown (design rule 5).
 #[must_use]
 pub fn read_reply(
     kind: RequestKind,
@@ -304,7 +304,7 @@ pub enum InquiryAnswer {
     Alarm(String),
 }
 
-/// What the coordinator answered to the inquiry of `branch` (`wire.md` section 3).
+/// What the coordinator answered to the inquiry of `branch` (`docs/API.md` section 3).
 #[must_use]
 pub fn read_inquiry(branch: &BranchId, answer: &HttpAnswer<'_>) -> InquiryAnswer {
     match answer.status {

@@ -27,7 +27,7 @@ pub struct Problem {
     pub detail: String,
     /// For programs.
     pub code: String,
-    /// Members of this problem's own, as `wire.md` names them.
+    /// Members of this problem's own, as `docs/API.md` names them.
     #[serde(flatten)]
     pub members: serde_json::Map<String, serde_json::Value>,
 }

@@ -12,6 +12,8 @@ mod kills;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
+mod standing;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod trouble;

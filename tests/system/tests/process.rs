@@ -18,7 +18,7 @@ async fn runs(program: Program) -> (bool, String) {
     (status.success(), process.output().unwrap())
 }
 
-fn new_identity(log: &Path) -> Program {
+pub(crate) fn new_identity(log: &Path) -> Program {
     Program::new("new-identity", BINARY)
         .args(["log", "new-identity", "--log"])
         .arg(format!("sqlite:{}", log.display()))
@@ -163,6 +163,7 @@ async fn wrong_settings_are_refused_by_name_with_what_to_write_instead() {
         ),
         (&["--log", "log.sqlite"], &["sqlite:PATH"]),
         (&["--retention", "soon"], &["--retention"]),
+        (&["--retention", "999ms"], &["retention", "1s"]),
         (
             &["--config", "/does/not/exist.toml"],
             &["/does/not/exist.toml"],

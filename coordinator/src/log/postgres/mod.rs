@@ -29,18 +29,19 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool, Row as _,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Row as _,
     migrate::{MigrateError, Migration, MigrationType, Migrator},
-    postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions, PgRow},
+    postgres::{PgArguments, PgConnectOptions, PgDatabaseError, PgPoolOptions, PgRow},
+    query::Query,
 };
 use tokio::{
     sync::{Mutex, oneshot},
     time::timeout,
 };
 use unanimous_protocol::{
-    id::{Epoch, Node, TransactionId},
+    id::{Epoch, Node, ParticipantName, TransactionId},
     life::{Head, Writer},
-    record::{IdempotencyKey, Record},
+    record::{IdempotencyKey, Outcome, Record, WallMillis},
 };
 
 use self::{
@@ -49,8 +50,9 @@ use self::{
     session::{ConnectError, connect_to_write},
 };
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, Found, IdentityChange, LogError, Opened, Refused,
-    View, WriteError, damaged, standing, unfenced,
+    Appends, Batch, Cause, Decided, DecisionLog, Filter, Found, IdentityChange, LogError, Opened,
+    Position, Refused, Removal, View, WriteError, damaged, history::meant, parsed, standing,
+    unfenced,
 };
 
 mod notices;
@@ -475,6 +477,15 @@ impl Written {
     }
 }
 
+/// A statement with what its fence asks for.
+fn fenced(statement: &'static str, writer: &Writer) -> Query<'static, Postgres, PgArguments> {
+    sqlx::query(statement)
+        .bind(i32::from(writer.node.0))
+        .bind(i32::try_from(writer.epoch.number()).unwrap_or(i32::MAX))
+        .bind(i64::try_from(writer.decisions_at_least).unwrap_or(i64::MAX))
+        .bind(i64::from(writer.identity.0))
+}
+
 /// One statement. `None` when the fence let nothing through.
 async fn write(
     connection: &mut PgConnection,
@@ -483,12 +494,7 @@ async fn write(
     rows: &[&Row],
     finishes: &Finishes,
 ) -> Result<Option<Written>, sqlx::Error> {
-    let query = sqlx::query(statement)
-        .bind(i32::from(writer.node.0))
-        .bind(i32::try_from(writer.epoch.number()).unwrap_or(i32::MAX))
-        .bind(i64::try_from(writer.decisions_at_least).unwrap_or(i64::MAX))
-        .bind(i64::from(writer.identity.0));
-    let row = rows::bind(query, rows)
+    let row = rows::bind(fenced(statement, writer), rows)
         .bind(&finishes.ids)
         .bind(&finishes.times)
         // Returns when the server is ready for the next statement, which is after the commit.
@@ -698,6 +704,39 @@ async fn shut(connection: &mut PgConnection, writer: &Writer) -> WriteError {
     }
 }
 
+/// In a transaction. What is read after the lock is seen as it is then.
+async fn remove_participant(
+    transaction: &mut PgConnection,
+    writer: &Writer,
+    name: &str,
+) -> Result<Removal, WriteError> {
+    let failed = |error: sqlx::Error| WriteError::from(LogError::from(error));
+    sqlx::query(sql::LOCK_EPOCHS)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    read_head(transaction, writer.node).await?.check(writer)?;
+    for (statement, removal) in [
+        (sql::IS_REGISTERED, Removal::Absent),
+        (sql::IS_NAMED, Removal::InUse),
+    ] {
+        let answer: bool = sqlx::query_scalar(statement)
+            .bind(name)
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        if answer == (removal == Removal::InUse) {
+            return Ok(removal);
+        }
+    }
+    sqlx::query(sql::REMOVE_PARTICIPANT)
+        .bind(name)
+        .execute(transaction)
+        .await
+        .map_err(failed)?;
+    Ok(Removal::Removed)
+}
+
 #[async_trait]
 impl DecisionLog for PostgresLog {
     fn is_exclusive(&self) -> bool {
@@ -709,7 +748,7 @@ impl DecisionLog for PostgresLog {
         let numbers = self.core.read(query.fetch_all(&self.core.readers)).await?;
         let node = |number| u16::try_from(number).map(Node);
         let nodes: Result<Vec<_>, _> = numbers.into_iter().map(node).collect();
-        self.core.noting(super::parsed("node", nodes))
+        self.core.noting(parsed("node", nodes))
     }
 
     async fn open_epoch(&self, node: Node) -> Result<Opened, LogError> {
@@ -859,6 +898,166 @@ impl DecisionLog for PostgresLog {
         self.core.noting(rows.iter().map(rows::record).collect())
     }
 
+    async fn went_back(&self) -> Result<Option<String>, LogError> {
+        let query = sqlx::query_scalar(sql::WENT_BACK);
+        let why = query.fetch_optional(&self.core.readers);
+        self.core.read(why).await
+    }
+
+    /// In the database itself, for there is nowhere else: no coordinator begins on it any more, wherever it runs and
+    /// whenever it is started. But whoever puts the database back *once more* puts back the mark too, and so does who
+    /// fails over to a server that did not have it yet. Against that nothing helps but a new identity after each
+    /// restore. See `docs/adr/0003`.
+    async fn remember_that_it_went_back(&self, why: &str) -> Result<(), LogError> {
+        let why = why.to_owned();
+        let job: Job<()> = Box::new(move |connection| {
+            Box::pin(async move {
+                sqlx::query(sql::REMEMBER_THAT_IT_WENT_BACK)
+                    .bind(why)
+                    .execute(connection)
+                    .await
+                    .map_err(LogError::from)?;
+                Ok(())
+            })
+        });
+        self.core.write(job).await.map_err(unfenced)
+    }
+
+    /// Of two coordinators that forget at once, one may be told of fewer than there are: the other one has the rest.
+    async fn forget(
+        &self,
+        writer: &Writer,
+        before: WallMillis,
+        at_most: u32,
+    ) -> Result<u64, WriteError> {
+        let writer = *writer;
+        let job: Job<u64> = Box::new(move |connection| {
+            Box::pin(async move {
+                let gone = fenced(sql::FORGET, &writer)
+                    .bind(writer.identity.0.to_be_bytes().to_vec())
+                    .bind(before.0)
+                    .bind(i64::from(at_most))
+                    .fetch_optional(&mut *connection)
+                    .await
+                    .map_err(LogError::from)?;
+                match gone {
+                    Some(row) => Ok(row
+                        .try_get::<i64, _>(0)
+                        .map_err(LogError::from)?
+                        .unsigned_abs()),
+                    None => Err(shut(connection, &writer).await),
+                }
+            })
+        });
+        self.core.write(job).await
+    }
+
+    async fn history(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: u32,
+    ) -> Result<Vec<Record>, LogError> {
+        let Some((outcome, unfinished)) = meant(filter) else {
+            return Ok(Vec::new());
+        };
+        let sql = if filter.idempotency_key.is_some() {
+            sql::PAGE_BY_KEY
+        } else if unfinished == Some(true) {
+            sql::PAGE_UNFINISHED
+        } else if !filter.labels.is_empty() {
+            sql::PAGE_BY_LABEL
+        } else if filter.participant.is_some() {
+            sql::PAGE_BY_PARTICIPANT
+        } else if outcome == Some(Outcome::Aborted) {
+            sql::PAGE_ABORTED
+        } else {
+            sql::PAGE_BY_TIME
+        };
+        let (created_at, id) = match after {
+            Some(Position { created_at, id }) => (created_at.0, id.to_string()),
+            None => (i64::MAX, "ffffffff-ffff-ffff-ffff-ffffffffffff".to_owned()),
+        };
+        let labels = filter.labels.iter();
+        let labels: Result<Vec<_>, _> =
+            labels.map(|(key, value)| rows::label(key, value)).collect();
+        let query = sqlx::query(sql)
+            .bind(created_at)
+            .bind(id)
+            .bind(i64::from(limit))
+            .bind(filter.participant.as_ref().map(ParticipantName::as_str))
+            .bind(filter.idempotency_key.as_ref().map(IdempotencyKey::as_str))
+            .bind(outcome.map(rows::outcome))
+            .bind(unfinished)
+            .bind(parsed("labels", labels)?);
+        let rows = self.core.read(query.fetch_all(&self.core.readers)).await?;
+        let records: Vec<_> = self
+            .core
+            .noting(rows.iter().map(rows::record).collect::<Result<_, _>>())?;
+        if !records.is_empty() {
+            self.core.prove_durable().await?;
+        }
+        Ok(records)
+    }
+
+    async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError> {
+        let query = sqlx::query(sql::PARTICIPANTS);
+        let rows = self.core.read(query.fetch_all(&self.core.readers)).await?;
+        let participant = |row: &PgRow| {
+            let name = parsed("name", row.try_get::<&str, _>("name")?.parse())?;
+            Ok((name, row.try_get("url")?))
+        };
+        let participants: Result<Vec<_>, LogError> = rows.iter().map(participant).collect();
+        self.core.noting(participants)
+    }
+
+    async fn put_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+        url: &str,
+    ) -> Result<bool, WriteError> {
+        let (writer, name, url) = (*writer, name.to_string(), url.to_owned());
+        let job: Job<bool> = Box::new(move |connection| {
+            Box::pin(async move {
+                let put = fenced(sql::PUT_PARTICIPANT, &writer)
+                    .bind(name)
+                    .bind(url)
+                    .fetch_optional(&mut *connection)
+                    .await
+                    .map_err(LogError::from)?;
+                match put {
+                    Some(row) => Ok(row.try_get(0).map_err(LogError::from)?),
+                    None => Err(shut(connection, &writer).await),
+                }
+            })
+        });
+        self.core.write(job).await
+    }
+
+    /// Holds off the decisions of all nodes meanwhile: those under way are seen, and those that wait come after it.
+    async fn remove_participant(
+        &self,
+        writer: &Writer,
+        name: &ParticipantName,
+    ) -> Result<Removal, WriteError> {
+        let (writer, name) = (*writer, name.to_string());
+        let job: Job<Removal> = Box::new(move |connection| {
+            Box::pin(async move {
+                let mut transaction = connection.begin().await.map_err(LogError::from)?;
+                let removal = remove_participant(&mut transaction, &writer, &name).await;
+                // Also where nothing was removed: its commit flushes what was found.
+                let ended = match &removal {
+                    Ok(_) => transaction.commit().await,
+                    Err(_) => transaction.rollback().await,
+                };
+                ended.map_err(LogError::from)?;
+                removal
+            })
+        });
+        self.core.write(job).await
+    }
+
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {
         let job: Job<IdentityChange> = Box::new(|connection| {
             Box::pin(async move {
@@ -882,6 +1081,9 @@ impl DecisionLog for PostgresLog {
                         .execute(&mut *transaction)
                         .await
                         .map_err(epochs_used_up)?;
+                    sqlx::query(sql::DID_NOT_GO_BACK)
+                        .execute(&mut *transaction)
+                        .await?;
                     transaction.commit().await?;
                     Ok::<_, LogError>(IdentityChange { former, present })
                 };

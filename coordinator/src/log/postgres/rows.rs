@@ -1,6 +1,6 @@
 //! Records as rows, and rows as records.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use sqlx::{Postgres, Row as _, postgres::PgRow, query::Query};
 use unanimous_protocol::{
@@ -51,13 +51,10 @@ impl Row {
             uuid: header.id.to_string(),
             key: claim.map(|claim| claim.key.as_str().to_owned()),
             request: claim.map(|claim| claim.request.0.to_vec()),
-            labels: serde_json::to_string(&header.labels)?,
+            labels: labels(&header.labels)?,
             created_at: header.created_at.0,
             deadline: header.deadline.0,
-            outcome: match decision.verdict.outcome() {
-                Outcome::Committed => "committed",
-                Outcome::Aborted => "aborted",
-            },
+            outcome: outcome(decision.verdict.outcome()),
             reason: match &decision.verdict {
                 Verdict::Commit => None,
                 Verdict::Abort(reason) => Some(serde_json::to_string(reason)?),
@@ -68,6 +65,23 @@ impl Row {
             finished_at: finished_at.map(|at| at.0),
         })
     }
+}
+
+pub(super) fn outcome(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Committed => "committed",
+        Outcome::Aborted => "aborted",
+    }
+}
+
+/// An array of what [`label`] makes of each.
+fn labels(labels: &BTreeMap<String, String>) -> Result<String, serde_json::Error> {
+    serde_json::to_string(&labels.iter().collect::<Vec<_>>())
+}
+
+/// A label as its digest is taken of it.
+pub(super) fn label(key: &str, value: &str) -> Result<String, serde_json::Error> {
+    serde_json::to_string(&(key, value))
 }
 
 /// Binds one array for each column, in the order of `sql::ROWS`.
@@ -161,7 +175,8 @@ pub(super) fn record(row: &PgRow) -> Result<Record, LogError> {
             )?),
         }),
     };
-    let labels = parsed("labels", serde_json::from_str(row.try_get("labels")?))?;
+    let labels = serde_json::from_str::<Vec<(String, String)>>(row.try_get("labels")?);
+    let labels = parsed("labels", labels)?.into_iter().collect();
     let millis = |column| row.try_get(column).map(WallMillis);
     let (created_at, deadline) = (millis("created_at")?, millis("deadline")?);
     Ok(Record {

@@ -69,7 +69,7 @@ pub(super) async fn set(
     // The server gives up before we do, so that no statement of ours waits for a lock that nobody waits for any more.
     let on_the_server = (patience / 2).to_string();
     let patience = patience.to_string();
-    let settings: [(&str, &str); 19] = [
+    let settings: [(&str, &str); 20] = [
         ("synchronous_commit", "on"),
         ("default_transaction_isolation", "read committed"),
         ("default_transaction_read_only", "off"),
@@ -91,6 +91,8 @@ pub(super) async fn set(
         ("enable_seqscan", "off"),
         ("enable_hashjoin", "off"),
         ("enable_mergejoin", "off"),
+        // It reads all that an index has, and sorts it, where a page in the index's order is wanted.
+        ("enable_bitmapscan", "off"),
         // Switched off is only very dear, and what is dear is compiled: a tenth of a second for a statement of a few
         // rows.
         ("jit", "off"),

@@ -5,11 +5,15 @@ use std::{str::FromStr as _, sync::Arc, time::Duration};
 use sqlx::{ConnectOptions as _, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::Mutex;
 use unanimous_lab::{Cluster, Options};
-use unanimous_protocol::{id::TransactionId, life::Fence, record::Standing};
+use unanimous_protocol::{
+    id::{Node, TransactionId},
+    life::Fence,
+    record::{Standing, WallMillis},
+};
 
 use super::{OpenError, PostgresLog};
 use crate::log::{
-    Appends, Batch, DecisionLog, LogError, Opened, WriteError,
+    Appends, DecisionLog, LogError, Opened, Removal, WriteError,
     contract::{Backend, Life, NODE, batch, key, keyed, stored},
 };
 
@@ -365,6 +369,82 @@ async fn a_flush_moves_the_servers_log_to_disk() {
     assert!(reaches);
 }
 
+/// Design rule 11, as far as it goes here: the mark is in the database, so a restore takes it along.
+#[tokio::test]
+async fn that_it_went_back_is_forgotten_by_another_restore_and_by_nothing_less() {
+    let mut backend = InPostgres::fresh().await;
+    let saved = backend.save().await;
+    let log = backend.log();
+    log.remember_that_it_went_back("why").await.unwrap();
+    let other = another_process(&backend).await;
+    assert_eq!(other.went_back().await.unwrap().as_deref(), Some("why"));
+    drop((log, other));
+    backend.go_back(saved).await;
+    assert_eq!(backend.log().went_back().await.unwrap(), None);
+}
+
+/// The check and the removal are one step for the decisions of every node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_participant_is_not_removed_over_a_decision_under_way() {
+    let backend = InPostgres::fresh().await;
+    let mut life = Life::begin(&backend, NODE).await;
+    let other = another_process(&backend).await;
+    let neighbour = other.open_epoch(Node(2)).await.unwrap().writer;
+    let east = "east".parse().unwrap();
+    other.put_participant(&neighbour, &east, "e").await.unwrap();
+    let commit = life.commit();
+    backend.hold().await;
+    let deciding = tokio::spawn({
+        let (log, writer, batch) = (backend.log(), life.writer, batch([&commit]));
+        async move { log.decide(&writer, &batch).await }
+    });
+    backend.reached().await;
+    let mut removing = tokio::spawn(async move {
+        let removal = other.remove_participant(&neighbour, &east).await.unwrap();
+        // And what it locked is free again, with the connection.
+        other.put_participant(&neighbour, &east, "e").await.unwrap();
+        removal
+    });
+    // A wait that ends too early could only let a wrong lock pass.
+    let removed = tokio::time::timeout(Duration::from_millis(200), &mut removing).await;
+    assert!(removed.is_err(), "removed over a write under way");
+    backend.release().await;
+    deciding.await.unwrap().unwrap();
+    assert_eq!(removing.await.unwrap(), Removal::InUse);
+}
+
+/// Two coordinators that forget at the same time neither wait for each other for ever nor leave anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_can_forget_at_once() {
+    let backend = InPostgres::fresh().await;
+    let mut life = Life::begin(&backend, NODE).await;
+    let other = another_process(&backend).await;
+    let neighbour = other.open_epoch(Node(2)).await.unwrap().writer;
+    let aborts: Vec<_> = (0..400).map(|_| life.abort()).collect();
+    life.decide(&*backend.log(), &aborts).await;
+    let log = backend.log();
+    let forget = async |log: &dyn DecisionLog, writer| {
+        let mut gone = 0;
+        for _ in 0..50 {
+            gone += log.forget(writer, WallMillis(i64::MAX), 10).await.unwrap();
+        }
+        gone
+    };
+    let (one, two) = tokio::join!(forget(&*log, &life.writer), forget(&other, &neighbour));
+    assert_eq!(one + two, 400);
+    let last = aborts.last().unwrap().header.id;
+    let view = log.look_up(last).await.unwrap();
+    assert_eq!((view.record, view.forgotten_through), (None, Some(last)));
+    let mut connection = backend.connect().await;
+    for table in ["record", "record_participant", "record_label"] {
+        until(
+            &mut connection,
+            &format!("NOT EXISTS (SELECT FROM unanimous.{table})"),
+        )
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn every_connection_has_its_settings_whatever_the_defaults_are() {
     let mut backend = InPostgres::fresh().await;
@@ -452,6 +532,14 @@ async fn every_statement_finds_its_rows_by_an_index() {
         ("look up", super::sql::LOOK_UP, 3),
         ("by key", super::sql::BY_KEY, 1),
         ("unfinished", super::sql::UNFINISHED, 1),
+        ("forget", super::sql::FORGET, 7),
+        ("is named", super::sql::IS_NAMED, 1),
+        ("page by key", super::sql::PAGE_BY_KEY, 8),
+        ("page of unfinished", super::sql::PAGE_UNFINISHED, 8),
+        ("page by label", super::sql::PAGE_BY_LABEL, 8),
+        ("page by participant", super::sql::PAGE_BY_PARTICIPANT, 8),
+        ("page of aborted", super::sql::PAGE_ABORTED, 8),
+        ("page by time", super::sql::PAGE_BY_TIME, 8),
     ] {
         let nulls = vec!["NULL"; parameters].join(", ");
         run(connection, format!("PREPARE asked AS {sql}")).await;
@@ -464,6 +552,21 @@ async fn every_statement_finds_its_rows_by_an_index() {
         let plan = plan.join("\n");
         assert!(!plan.contains("Seq Scan on record"), "{name}:\n{plan}");
         assert!(!plan.contains("Hash Join"), "{name}:\n{plan}");
+        assert!(!plan.contains("hashed SubPlan"), "{name}:\n{plan}");
+        // An index of entries is of use from its first column on.
+        for condition in plan.lines().filter(|line| line.contains("Index Cond")) {
+            assert!(!condition.contains("((created_at = "), "{name}:\n{plan}");
+        }
+        // What can be long is read in the list's order, and not all of it.
+        let long = [
+            "page by label",
+            "page by participant",
+            "page of aborted",
+            "page by time",
+        ];
+        if long.contains(&name) {
+            assert!(!plan.contains("Sort"), "{name}:\n{plan}");
+        }
     }
 }
 
@@ -601,35 +704,5 @@ mod a_server {
         tokio::time::timeout(PATIENCE, repeat).await.unwrap();
         assert_eq!(life.decide(&*log, [&commit]).await, [Standing::Proposed]);
         assert_eq!(stored(&*log, &commit).await, Some(commit));
-    }
-}
-
-/// Run by hand for figures: `cargo nextest run -p unanimous measured_ --run-ignored all --no-capture`.
-#[tokio::test]
-#[ignore = "measures, and claims nothing"]
-async fn measured_decisions() {
-    let backend = InPostgres::fresh().await;
-    backend.run("DROP TRIGGER gate ON unanimous.record").await;
-    let log = backend.log();
-    let mut life = Life::begin(&backend, NODE).await;
-    for size in [1, 64, 1024] {
-        let mut times = Vec::new();
-        for _ in 0..200 {
-            let proposals: Vec<_> = (0..size).map(|_| life.commit()).collect();
-            let batch = Batch {
-                proposals,
-                appends: Appends::default(),
-            };
-            let begun = std::time::Instant::now();
-            log.decide(&life.writer, &batch).await.unwrap();
-            times.push(begun.elapsed());
-        }
-        times.sort();
-        let [median, p99] = [times[100], times[198]];
-        std::io::Write::write_all(
-            &mut std::io::stdout(),
-            format!("decide({size}): median {median:?}, p99 {p99:?}\n").as_bytes(),
-        )
-        .unwrap();
     }
 }

@@ -3,6 +3,9 @@
 mod begin;
 mod enlist;
 mod keys;
+mod list;
 mod outcome;
+mod participants;
 mod requests;
+mod retention;
 mod settle;

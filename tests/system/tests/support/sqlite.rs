@@ -16,3 +16,18 @@ pub(crate) async fn decision_writes(log: &Path) -> i64 {
         .await
         .expect("the log counts its decision writes")
 }
+
+/// Changes the file behind the coordinator's back, as a restored backup or another coordinator would.
+pub(crate) async fn change(log: &Path, statement: &'static str) {
+    let options = SqliteConnectOptions::new()
+        .filename(log)
+        .busy_timeout(std::time::Duration::from_secs(10));
+    let mut connection = SqliteConnection::connect_with(&options)
+        .await
+        .expect("the log can be opened");
+    let done = sqlx::query(statement)
+        .execute(&mut connection)
+        .await
+        .expect("the log can be changed");
+    assert!(done.rows_affected() > 0, "{statement} changed nothing");
+}

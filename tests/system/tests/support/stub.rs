@@ -122,6 +122,7 @@ struct Kind {
 }
 
 struct Shared {
+    name: String,
     seen: Mutex<Vec<Seen>>,
     kinds: Mutex<BTreeMap<String, Kind>>,
     upstream: Option<String>,
@@ -129,8 +130,9 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(upstream: Option<String>) -> Self {
+    fn new(name: &str, upstream: Option<String>) -> Self {
         Self {
+            name: name.to_owned(),
             seen: Mutex::default(),
             kinds: Mutex::default(),
             upstream,
@@ -150,19 +152,19 @@ pub(crate) struct Stub {
 impl Stub {
     /// A participant that agrees to everything until it is told otherwise.
     pub(crate) async fn start(name: &str) -> Self {
-        Self::serve(name, "127.0.0.1:0", Shared::new(None)).await
+        Self::serve(name, "127.0.0.1:0", Shared::new(name, None)).await
     }
 
     /// A proxy in front of `upstream`, such as `http://127.0.0.1:8081`: paths stay as they are.
     pub(crate) async fn in_front_of(name: &str, upstream: &str) -> Self {
         let upstream = upstream.trim_end_matches('/').to_owned();
-        Self::serve(name, "127.0.0.1:0", Shared::new(Some(upstream))).await
+        Self::serve(name, "127.0.0.1:0", Shared::new(name, Some(upstream))).await
     }
 
     /// Another life of a stub that was stopped, at the same address.
     pub(crate) async fn restarted(stopped: Stopped) -> Self {
         let address = stopped.address.to_string();
-        Self::serve(&stopped.name, &address, Shared::new(None)).await
+        Self::serve(&stopped.name, &address, Shared::new(&stopped.name, None)).await
     }
 
     async fn serve(name: &str, address: &str, shared: Shared) -> Self {
@@ -242,8 +244,14 @@ impl Stub {
         kind.held.send_replace(held);
     }
 
-    /// Every request, in the order in which they arrived.
+    /// Every request, in the order in which they arrived, but for those that only ask who is there.
     pub(crate) fn seen(&self) -> Vec<Seen> {
+        let mut seen = self.all_seen();
+        seen.retain(|seen| seen.kind() != "describe");
+        seen
+    }
+
+    fn all_seen(&self) -> Vec<Seen> {
         self.shared
             .seen
             .lock()
@@ -253,7 +261,7 @@ impl Stub {
 
     /// Every request of this kind.
     pub(crate) fn seen_of(&self, kind: &str) -> Vec<Seen> {
-        let mut seen = self.seen();
+        let mut seen = self.all_seen();
         seen.retain(|seen| seen.kind() == kind);
         seen
     }
@@ -326,6 +334,9 @@ async fn serve_one(seen: Seen, shared: &Shared) -> Option<Vec<u8>> {
     };
     let answer = match (does, &shared.upstream) {
         (Does::Agree, Some(upstream)) => forward(&seen, &shared.client, upstream).await?,
+        (Does::Agree, None) if seen.kind() == "describe" => {
+            json_answer(&json!({"participant": shared.name, "protocol": 1}).to_string())
+        }
         (Does::Agree, None) => agree(&seen),
         (Does::Vote(vote), _) => reply(&seen, json!({"vote": vote})),
         (Does::Refuse { code, reason }, _) => {
