@@ -27,7 +27,11 @@ use crate::{
     config::{LogUrl, Settings},
     courier::{Couriers, Http, Limits, Transport},
     http,
-    log::{DecisionLog, LogError, sqlite::SqliteLog},
+    log::{
+        DecisionLog, LogError,
+        postgres::{self, PostgresLog},
+        sqlite::SqliteLog,
+    },
 };
 
 /// Longer than the couriers of other coordinators and most clients keep an idle connection (30 to 60 s): the server that
@@ -226,6 +230,8 @@ fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
     Ok((listener, bound))
 }
 
+/// Opens the log, and tries again while a server does not answer. Nothing is listened to meanwhile: without a log
+/// there is nothing to say.
 async fn open_log(url: &LogUrl) -> anyhow::Result<Arc<dyn DecisionLog>> {
     match url {
         LogUrl::Sqlite(path) => {
@@ -233,6 +239,24 @@ async fn open_log(url: &LogUrl) -> anyhow::Result<Arc<dyn DecisionLog>> {
                 .await
                 .with_context(|| format!("the decision log {url}"))?;
             Ok(Arc::new(log))
+        }
+        LogUrl::Postgres(database) => {
+            let options = database.options()?;
+            loop {
+                match PostgresLog::open(&options).await {
+                    Ok(log) => return Ok(Arc::new(log)),
+                    Err(error @ postgres::OpenError::Unavailable(_)) => {
+                        warn!(
+                            error = &error as &dyn std::error::Error, log = %url,
+                            "the start waits for the decision log"
+                        );
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                    Err(error) => {
+                        return Err(error).with_context(|| format!("the decision log {url}"));
+                    }
+                }
+            }
         }
     }
 }
@@ -250,6 +274,12 @@ pub async fn open_existing_log(url: &LogUrl) -> anyhow::Result<Arc<dyn DecisionL
                 path.display()
             );
             open_log(url).await
+        }
+        LogUrl::Postgres(database) => {
+            let log = PostgresLog::open_existing(&database.options()?)
+                .await
+                .with_context(|| format!("the decision log {url}"))?;
+            Ok(Arc::new(log))
         }
     }
 }

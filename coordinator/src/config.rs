@@ -10,6 +10,7 @@ use std::{
 
 use clap::Args;
 use serde::Deserialize;
+use sqlx::postgres::PgConnectOptions;
 use unanimous_protocol::id::{Node, ParticipantName};
 
 use crate::courier::Endpoint;
@@ -24,7 +25,12 @@ const RETENTION_MIN: Duration = Duration::from_secs(1);
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeArgs {
     /// The decision log. A commit is a record in it, and nothing else [default: sqlite:unanimous.sqlite]
-    #[arg(long, env = "UNANIMOUS_LOG", value_name = "sqlite:PATH")]
+    #[arg(
+        long,
+        env = "UNANIMOUS_LOG",
+        value_name = "sqlite:PATH|postgres://…",
+        hide_env_values = true
+    )]
     pub log: Option<LogUrl>,
     /// Where clients and participants reach the API; port 0 takes a free one [default: 127.0.0.1:7070]
     #[arg(long, env = "UNANIMOUS_LISTEN", value_name = "ADDRESS")]
@@ -111,19 +117,66 @@ pub struct Settings {
 pub enum LogUrl {
     /// A file that this process alone owns.
     Sqlite(PathBuf),
+    /// A database that several coordinators may share.
+    Postgres(PostgresUrl),
 }
+
+/// The URL of a Postgres database. It may hold a password, so it is printed without.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PostgresUrl(String);
 
 /// A text that names no decision log.
 #[derive(Debug, thiserror::Error)]
-pub enum InvalidLogUrl {
-    /// A backend that this version has not.
-    #[error("this version keeps its decision log in SQLite only: give sqlite:PATH")]
-    Postgres,
-    /// Nothing that we know.
-    #[error(
-        "a decision log is given as sqlite:PATH, for example sqlite:/var/lib/unanimous/log.sqlite"
-    )]
-    Unknown,
+#[error(
+    "a decision log is given as sqlite:PATH, for example sqlite:/var/lib/unanimous/log.sqlite, or as \
+     postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+)]
+pub struct InvalidLogUrl;
+
+/// A text that begins like the URL of a Postgres database. It is not shown, for it may hold a password.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the URL of the decision log can not be read as postgres://USER:PASSWORD@HOST:PORT/DATABASE; in a password, write \
+     / as %2F, @ as %40 and : as %3A"
+)]
+pub struct InvalidPostgresUrl;
+
+impl PostgresUrl {
+    /// How to connect to it.
+    ///
+    /// # Errors
+    /// When it is no such URL.
+    pub fn options(&self) -> Result<PgConnectOptions, InvalidPostgresUrl> {
+        if !self.0.contains("://") {
+            return Err(InvalidPostgresUrl);
+        }
+        // The cause may repeat what is secret.
+        self.0.parse().map_err(|_| InvalidPostgresUrl)
+    }
+}
+
+impl fmt::Display for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ok(options) = self.options() else {
+            return f.write_str("postgres://…");
+        };
+        match options.get_socket() {
+            Some(socket) => write!(f, "postgres://{}/", socket.display())?,
+            None => write!(
+                f,
+                "postgres://{}:{}/",
+                options.get_host(),
+                options.get_port()
+            )?,
+        }
+        f.write_str(options.get_database().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl FromStr for LogUrl {
@@ -134,8 +187,9 @@ impl FromStr for LogUrl {
             Some(("sqlite", path)) if !path.is_empty() => {
                 Ok(Self::Sqlite(path.strip_prefix("//").unwrap_or(path).into()))
             }
-            Some(("postgres" | "postgresql", _)) => Err(InvalidLogUrl::Postgres),
-            Some(_) | None => Err(InvalidLogUrl::Unknown),
+            // Checked by `Settings::gather`: who parses a command line shows what it can not parse.
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(PostgresUrl(text.into()))),
+            Some(_) | None => Err(InvalidLogUrl),
         }
     }
 }
@@ -144,6 +198,7 @@ impl fmt::Display for LogUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(url) => write!(f, "{url}"),
         }
     }
 }
@@ -193,6 +248,14 @@ pub enum InvalidSettings {
         /// Where and what.
         cause: String,
     },
+    /// The decision log's URL is none.
+    #[error(transparent)]
+    Log(#[from] InvalidPostgresUrl),
+    /// What a log shared by several coordinators can not do yet.
+    #[error(
+        "--adopt-node is not there yet for a log in Postgres: run a coordinator with that --node instead"
+    )]
+    Adoption,
     /// A participant is given twice with different URLs.
     #[error("participant {0} is given twice, with different URLs: keep one of them")]
     ParticipantTwice(ParticipantName),
@@ -265,12 +328,19 @@ impl Settings {
         } else {
             args.adopt_node
         };
+        let log = args
+            .log
+            .or(log_in_file)
+            .unwrap_or(LogUrl::Sqlite("unanimous.sqlite".into()));
+        if let LogUrl::Postgres(url) = &log {
+            url.options()?;
+            if !adopt.is_empty() {
+                return Err(InvalidSettings::Adoption);
+            }
+        }
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
-            log: args
-                .log
-                .or(log_in_file)
-                .unwrap_or(LogUrl::Sqlite("unanimous.sqlite".into())),
+            log,
             listen: args.listen.or(file.listen).unwrap_or(local(7070)),
             admin_listen: args
                 .admin_listen
@@ -348,7 +418,11 @@ mod tests {
             ("retention = \"soon\"", &["retention", "168h"]),
             ("retention = \"999ms\"", &["retention", "999ms", "1s"]),
             ("node = 0", &["node", "1 to 65535"]),
-            ("log = \"postgres://x\"", &["log", "sqlite:PATH"]),
+            (
+                "log = \"mysql://x\"",
+                &["log", "sqlite:PATH", "postgres://"],
+            ),
+            ("log = \"postgres://h:port/\"", &["log", "postgres://USER"]),
             (
                 "[participants]\nEast = \"http://h/\"",
                 &["participants", "East"],
@@ -366,6 +440,35 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn the_password_of_a_log_is_never_printed() {
+        for text in [
+            "postgres://ann:secret@h/db",
+            "postgresql://h:5433/db?user=ann&password=secret&sslmode=require",
+            "postgres://ann:secret@h:port/db",
+            "postgres://ann:sec/ret@h/db",
+            "postgres:secret",
+        ] {
+            let url: LogUrl = text.parse().unwrap();
+            let mut printed = format!("{url} {url:?}");
+            match file(&format!("log = {text:?}")) {
+                Ok(settings) => printed += &format!("{settings:?}"),
+                Err(error) => printed += &format!("{error} {error:?}"),
+            }
+            for secret in ["secret", "sec/", "ret@"] {
+                assert!(!printed.contains(secret), "{text} prints {printed}");
+            }
+        }
+        let url: LogUrl = "postgres://ann:secret@h/db".parse().unwrap();
+        assert_eq!(url.to_string(), "postgres://h:5432/db");
+    }
+
+    #[test]
+    fn a_log_in_postgres_adopts_nothing_yet() {
+        let error = file("log = \"postgres://h/db\"\nadopt-node = [2]").unwrap_err();
+        assert!(error.to_string().contains("--node"), "{error}");
     }
 
     #[test]

@@ -17,8 +17,13 @@ pub(super) enum LogCommand {
 
 #[derive(Args)]
 pub(super) struct LogArgs {
-    /// The decision log. No coordinator may be running on it
-    #[arg(long, env = "UNANIMOUS_LOG", value_name = "sqlite:PATH")]
+    /// The decision log. In SQLite no coordinator may be running on it; in Postgres, those that run end
+    #[arg(
+        long,
+        env = "UNANIMOUS_LOG",
+        value_name = "sqlite:PATH|postgres://…",
+        hide_env_values = true
+    )]
     log: LogUrl,
 }
 

@@ -18,18 +18,23 @@ use unanimous_protocol::{
 use super::{
     Appends, Batch, Decided, DecisionLog, Filter, Opened, Position, Removal, WriteError,
     memory::{Gate, MemoryLog, Snapshot},
+    postgres::tests::InPostgres,
     sqlite::{OpenError, SqliteLog},
 };
 
 /// What the suite needs of a backend, besides the contract.
-trait Backend: Sized + Send + Sync {
+pub(super) trait Backend: Sized + Send + Sync {
     /// A state to go back to.
     type Saved;
 
     async fn fresh() -> Self;
     fn log(&self) -> Arc<dyn DecisionLog>;
-    /// Where its writes wait between check and commit.
-    fn gate(&self) -> &Gate;
+    /// From now on its writes wait between check and commit.
+    async fn hold(&self);
+    /// Returns when a write waits.
+    async fn reached(&self);
+    /// Lets all go on.
+    async fn release(&self);
     /// The process ends and another one opens the log. Nobody may hold the log.
     async fn reopen(&mut self);
     /// The store will have no record of this transaction.
@@ -53,8 +58,16 @@ impl Backend for InMemory {
         Arc::clone(&self.0) as Arc<dyn DecisionLog>
     }
 
-    fn gate(&self) -> &Gate {
-        &self.0.gate
+    async fn hold(&self) {
+        self.0.gate.hold();
+    }
+
+    async fn reached(&self) {
+        self.0.gate.reached().await;
+    }
+
+    async fn release(&self) {
+        self.0.gate.release();
     }
 
     async fn reopen(&mut self) {
@@ -104,6 +117,10 @@ impl InSqlite {
         self.log = Some(Arc::new(SqliteLog::open(&self.path()).await.unwrap()));
     }
 
+    fn gate(&self) -> &Gate {
+        self.sqlite().gate()
+    }
+
     async fn run(&self, sql: &str) {
         self.sqlite().on_the_writing_connection(sql).await;
     }
@@ -129,8 +146,16 @@ impl Backend for InSqlite {
         Arc::clone(self.sqlite()) as Arc<dyn DecisionLog>
     }
 
-    fn gate(&self) -> &Gate {
-        self.sqlite().gate()
+    async fn hold(&self) {
+        self.gate().hold();
+    }
+
+    async fn reached(&self) {
+        self.gate().reached().await;
+    }
+
+    async fn release(&self) {
+        self.gate().release();
     }
 
     async fn reopen(&mut self) {
@@ -169,24 +194,28 @@ impl Backend for InSqlite {
     }
 }
 
-const NODE: Node = Node(1);
+pub(super) const NODE: Node = Node(1);
 
 /// A life of a coordinator: what it writes with, and the ids that it draws.
-struct Life {
-    writer: Writer,
+pub(super) struct Life {
+    pub(super) writer: Writer,
     next: Sequence,
 }
 
 impl Life {
-    async fn begin(backend: &impl Backend, node: Node) -> Self {
+    pub(super) async fn begin(backend: &impl Backend, node: Node) -> Self {
         let Opened { writer, .. } = backend.log().open_epoch(node).await.unwrap();
+        Self::of(writer)
+    }
+
+    pub(super) fn of(writer: Writer) -> Self {
         Self {
             writer,
             next: Sequence::start(rand::random()),
         }
     }
 
-    fn id(&mut self) -> TransactionId {
+    pub(super) fn id(&mut self) -> TransactionId {
         let Writer {
             identity,
             node,
@@ -199,19 +228,19 @@ impl Life {
     }
 
     /// A commit with a branch to tell.
-    fn commit(&mut self) -> Record {
+    pub(super) fn commit(&mut self) -> Record {
         record(
             self.id(),
             commit_of([("east", Part::Updates), ("west", Part::ReadOnly)]),
         )
     }
 
-    fn abort(&mut self) -> Record {
+    pub(super) fn abort(&mut self) -> Record {
         record(self.id(), abort(AbortCode::Refused))
     }
 
     /// Decides, and believes what the log says.
-    async fn decide<'a>(
+    pub(super) async fn decide<'a>(
         &mut self,
         log: &dyn DecisionLog,
         proposals: impl IntoIterator<Item = &'a Record>,
@@ -275,11 +304,11 @@ fn crossed<T: Clone>(
     all
 }
 
-fn key(text: &str) -> IdempotencyKey {
+pub(super) fn key(text: &str) -> IdempotencyKey {
     text.parse().unwrap()
 }
 
-fn keyed(mut record: Record, text: &str) -> Record {
+pub(super) fn keyed(mut record: Record, text: &str) -> Record {
     let header = Arc::make_mut(&mut record.header);
     header.key = Some(KeyClaim {
         key: key(text),
@@ -288,7 +317,7 @@ fn keyed(mut record: Record, text: &str) -> Record {
     record
 }
 
-fn batch<'a>(proposals: impl IntoIterator<Item = &'a Record>) -> Batch {
+pub(super) fn batch<'a>(proposals: impl IntoIterator<Item = &'a Record>) -> Batch {
     Batch {
         proposals: proposals.into_iter().cloned().collect(),
         appends: Appends::default(),
@@ -302,7 +331,7 @@ fn finish(record: &Record) -> Appends {
     }
 }
 
-async fn stored(log: &dyn DecisionLog, record: &Record) -> Option<Record> {
+pub(super) async fn stored(log: &dyn DecisionLog, record: &Record) -> Option<Record> {
     log.look_up(record.header.id).await.unwrap().record
 }
 
@@ -383,15 +412,15 @@ mod claims {
         let log = backend.log();
         let mut life = Life::begin(&backend, NODE).await;
         let batch = batch(&[life.commit(), life.commit()]);
-        backend.gate().hold();
+        backend.hold().await;
         {
             let gone = log.decide(&life.writer, &batch);
             tokio::select! {
                 _ = gone => panic!("it was not held"),
-                () = backend.gate().reached() => {}
+                () = backend.reached() => {}
             }
         }
-        backend.gate().release();
+        backend.release().await;
         let next = life.commit();
         assert_eq!(life.decide(&*log, [&next]).await, [Standing::Proposed]);
         let first = stored(&*log, &batch.proposals[0]).await;
@@ -558,12 +587,12 @@ mod claims {
         let log = backend.log();
         let mut old = Life::begin(&backend, NODE).await;
         let commit = old.commit();
-        backend.gate().hold();
+        backend.hold().await;
         let deciding = tokio::spawn({
             let (log, writer, batch) = (Arc::clone(&log), old.writer, batch([&commit]));
             async move { log.decide(&writer, &batch).await }
         });
-        backend.gate().reached().await;
+        backend.reached().await;
         let mut opening = tokio::spawn({
             let log = Arc::clone(&log);
             async move {
@@ -577,7 +606,7 @@ mod claims {
             opened.is_err(),
             "an epoch was opened while a decision was under way"
         );
-        backend.gate().release();
+        backend.release().await;
         deciding.await.unwrap().unwrap();
         assert_eq!(
             opening.await.unwrap(),
@@ -1268,6 +1297,21 @@ mod claims {
         assert_eq!(log.participants().await.unwrap(), kept);
     }
 
+    pub(super) async fn that_it_went_back_is_remembered_until_a_new_identity<B: Backend>() {
+        let mut backend = B::fresh().await;
+        assert_eq!(backend.log().went_back().await.unwrap(), None);
+        for why in ["first", "second"] {
+            let log = backend.log();
+            log.remember_that_it_went_back(why).await.unwrap();
+            drop(log);
+            backend.reopen().await;
+            let found = backend.log().went_back().await.unwrap();
+            assert_eq!(found.as_deref(), Some(why));
+        }
+        backend.log().new_identity().await.unwrap();
+        assert_eq!(backend.log().went_back().await.unwrap(), None);
+    }
+
     pub(super) async fn a_new_identity_keeps_records_and_raises_every_epoch<B: Backend>() {
         let mut backend = B::fresh().await;
         let mut life = Life::begin(&backend, NODE).await;
@@ -1478,6 +1522,7 @@ macro_rules! contract {
             the_history_is_read_page_by_page_newest_first
             every_filter_finds_what_it_takes
             what_is_forgotten_is_in_no_list
+            that_it_went_back_is_remembered_until_a_new_identity
             participants_are_kept_by_name
             a_participant_that_an_unfinished_record_names_stays
             whoever_is_fenced_changes_no_participant
@@ -1503,6 +1548,7 @@ macro_rules! contract {
 
 contract!(memory: InMemory);
 contract!(sqlite: InSqlite);
+contract!(postgres: InPostgres);
 
 /// What only the double does: it fails as it is told.
 mod the_memory_double {

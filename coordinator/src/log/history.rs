@@ -79,3 +79,32 @@ impl Position {
         }
     }
 }
+
+/// What a filter means for records: the outcome, and whether the commit is owed to somebody. `None` when no record can
+/// be meant.
+pub(super) fn meant(filter: &Filter) -> Option<(Option<Outcome>, Option<bool>)> {
+    let (of_state, unfinished) = match filter.state {
+        None => (None, None),
+        Some(TransactionState::Committing) => (Some(Outcome::Committed), Some(true)),
+        Some(TransactionState::Committed) => (Some(Outcome::Committed), Some(false)),
+        Some(TransactionState::Aborted) => (Some(Outcome::Aborted), None),
+        Some(
+            TransactionState::Active
+            | TransactionState::Preparing
+            | TransactionState::Deciding
+            | TransactionState::Aborting,
+        ) => return None,
+    };
+    Some((
+        agreed(of_state, filter.outcome)?,
+        agreed(unfinished, filter.in_doubt)?,
+    ))
+}
+
+/// What both say, where they do not contradict each other.
+fn agreed<T: PartialEq>(one: Option<T>, other: Option<T>) -> Option<Option<T>> {
+    match (one, other) {
+        (Some(one), Some(other)) if one != other => None,
+        (one, other) => Some(one.or(other)),
+    }
+}

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use unanimous_protocol::{
     id::{Epoch, LogIdentity, Node, ParticipantName, TransactionId},
     life::{Fence, Head, Regression, Shut, Snapshot, Writer},
-    record::{IdempotencyKey, Record, Standing, WallMillis},
+    record::{Decision, IdempotencyKey, Record, Standing, WallMillis},
 };
 
 #[cfg(test)]
@@ -16,6 +16,7 @@ mod contract;
 mod history;
 #[cfg(test)]
 pub mod memory;
+pub mod postgres;
 pub mod sqlite;
 
 pub use history::{Filter, Position};
@@ -381,4 +382,66 @@ fn draw_identity(present: LogIdentity, former: &[LogIdentity]) -> LogIdentity {
             return drawn;
         }
     }
+}
+
+impl From<sqlx::Error> for LogError {
+    fn from(error: sqlx::Error) -> Self {
+        let broken = match (postgres::sqlstate(&error), sqlite::sqlite_code(&error)) {
+            (Some(sqlstate), _) => postgres::is_broken(&sqlstate),
+            (None, Some(extended)) => sqlite::is_broken(extended),
+            (None, None) => is_broken_without_a_code(&error),
+        };
+        if broken {
+            Self::Broken(error.into())
+        } else {
+            Self::Unavailable(error.into())
+        }
+    }
+}
+
+/// Errors of the driver: a row that is not what we wrote is damage; the rest is about connections.
+fn is_broken_without_a_code(error: &sqlx::Error) -> bool {
+    use sqlx::Error::{ColumnDecode, Decode, RowNotFound, WorkerCrashed};
+    matches!(
+        error,
+        ColumnDecode { .. } | Decode(_) | RowNotFound | WorkerCrashed
+    )
+}
+
+/// Which decision stands for a proposal that is in the log already, or can not be.
+enum Found {
+    /// Of the same transaction.
+    Own(Decision),
+    /// Of the one that has its key.
+    Holder(TransactionId),
+}
+
+/// An equal decision of the same transaction is the proposed one: it comes from an unclear first attempt, and the
+/// commit of this repeat has made it durable (rule 23).
+fn standing(proposal: &Record, found: Option<Found>) -> Standing {
+    match found {
+        None => Standing::Proposed,
+        Some(Found::Own(decision)) if decision == proposal.decision => Standing::Proposed,
+        Some(Found::Own(decision)) => Standing::Earlier(decision),
+        Some(Found::Holder(holder)) => Standing::KeyHeldBy(holder),
+    }
+}
+
+/// The errors of a write that no fence stands before.
+fn unfenced(error: WriteError) -> LogError {
+    match error {
+        WriteError::Unavailable(cause) => LogError::Unavailable(cause),
+        WriteError::Broken(cause) => LogError::Broken(cause),
+        WriteError::Fenced(fence) => LogError::Broken(fence.into()),
+        WriteError::WentBack(regression) => LogError::Broken(regression.into()),
+    }
+}
+
+fn damaged(what: impl Into<Cause>) -> LogError {
+    LogError::Broken(what.into())
+}
+
+/// What the row holds in `column`, which must be readable: we wrote it.
+fn parsed<T, E: Into<Cause>>(column: &str, result: Result<T, E>) -> Result<T, LogError> {
+    result.map_err(|error| damaged(format!("column {column}: {}", error.into())))
 }

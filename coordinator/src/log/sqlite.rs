@@ -34,19 +34,19 @@ use sqlx::{
 };
 use tokio::sync::{Mutex, oneshot};
 use unanimous_protocol::{
-    coordinator::TransactionState,
     id::{Epoch, LogIdentity, Node, ParticipantName, TransactionId},
     life::{Head, Writer},
     operations::BodyDigest,
     record::{
-        AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Outcome, Part, Record, Standing,
-        Verdict, WallMillis,
+        AbortReason, Decision, Header, IdempotencyKey, KeyClaim, Outcome, Part, Record, Verdict,
+        WallMillis,
     },
 };
 
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, Filter, IdentityChange, LogError, Opened,
-    Position, Refused, Removal, View, WriteError,
+    Appends, Batch, Cause, Decided, DecisionLog, Filter, Found, IdentityChange, LogError, Opened,
+    Position, Refused, Removal, View, WriteError, damaged, history::meant, parsed, standing,
+    unfenced,
 };
 
 /// "UNAN": tells our files from any other SQLite file (`PRAGMA application_id`).
@@ -621,26 +621,12 @@ mod code {
 }
 
 /// SQLite's extended result code.
-fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
+pub(super) fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
     error.as_database_error()?.code()?.parse().ok()
 }
 
-impl From<sqlx::Error> for LogError {
-    fn from(error: sqlx::Error) -> Self {
-        let broken = match sqlite_code(&error) {
-            Some(extended) => is_broken(extended),
-            None => is_broken_without_a_code(&error),
-        };
-        if broken {
-            Self::Broken(error.into())
-        } else {
-            Self::Unavailable(error.into())
-        }
-    }
-}
-
 /// Whether nothing may be believed any more after this result code.
-fn is_broken(extended: i32) -> bool {
+pub(super) fn is_broken(extended: i32) -> bool {
     match extended {
         // Not a word about the data: a lock, memory, the shared index of the WAL.
         code::IOERR_UNLOCK
@@ -662,15 +648,6 @@ fn is_broken(extended: i32) -> bool {
             _ => false,
         },
     }
-}
-
-/// Errors of the driver: a row that is not what we wrote is damage; the rest is about connections.
-fn is_broken_without_a_code(error: &sqlx::Error) -> bool {
-    use sqlx::Error::{ColumnDecode, Decode, RowNotFound, WorkerCrashed};
-    matches!(
-        error,
-        ColumnDecode { .. } | Decode(_) | RowNotFound | WorkerCrashed
-    )
 }
 
 /// Whether SQLite says of a statement, and of nothing else, that its values can not be stored.
@@ -794,35 +771,6 @@ const PAGE_BY_PARTICIPANT: &str = page!(
 const PAGE_ABORTED: &str =
     page!("record INDEXED BY record_aborted WHERE outcome = 'aborted'" by "record");
 const PAGE_BY_TIME: &str = page!("record INDEXED BY record_by_time WHERE true" by "record");
-
-/// What a filter means for records: the outcome, and whether the commit is owed to somebody. `None` when no record can
-/// be meant.
-fn meant(filter: &Filter) -> Option<(Option<Outcome>, Option<bool>)> {
-    let (of_state, unfinished) = match filter.state {
-        None => (None, None),
-        Some(TransactionState::Committing) => (Some(Outcome::Committed), Some(true)),
-        Some(TransactionState::Committed) => (Some(Outcome::Committed), Some(false)),
-        Some(TransactionState::Aborted) => (Some(Outcome::Aborted), None),
-        Some(
-            TransactionState::Active
-            | TransactionState::Preparing
-            | TransactionState::Deciding
-            | TransactionState::Aborting,
-        ) => return None,
-    };
-    Some((
-        agreed(of_state, filter.outcome)?,
-        agreed(unfinished, filter.in_doubt)?,
-    ))
-}
-
-/// What both say, where they do not contradict each other.
-fn agreed<T: PartialEq>(one: Option<T>, other: Option<T>) -> Option<Option<T>> {
-    match (one, other) {
-        (Some(one), Some(other)) if one != other => None,
-        (one, other) => Some(one.or(other)),
-    }
-}
 
 /// What is due: of the present identity, oldest finish first. The same rows in the two statements that use it, for they
 /// are in one transaction.
@@ -991,14 +939,6 @@ async fn insert_some(
         None => Inserted::No,
     };
     Ok(rows.iter().map(of).collect())
-}
-
-/// Which decision stands for a proposal that is in the log already, or can not be.
-enum Found {
-    /// Of the same transaction.
-    Own(Decision),
-    /// Of the one that has its key.
-    Holder(TransactionId),
 }
 
 async fn standings(
@@ -1518,27 +1458,6 @@ impl SqliteLog {
     }
 }
 
-/// An equal decision of the same transaction is the proposed one: it comes from an unclear first attempt, and the
-/// commit of this repeat has made it durable (rule 23).
-fn standing(proposal: &Record, found: Option<Found>) -> Standing {
-    match found {
-        None => Standing::Proposed,
-        Some(Found::Own(decision)) if decision == proposal.decision => Standing::Proposed,
-        Some(Found::Own(decision)) => Standing::Earlier(decision),
-        Some(Found::Holder(holder)) => Standing::KeyHeldBy(holder),
-    }
-}
-
-/// The errors of a write that no fence stands before.
-fn unfenced(error: WriteError) -> LogError {
-    match error {
-        WriteError::Unavailable(cause) => LogError::Unavailable(cause),
-        WriteError::Broken(cause) => LogError::Broken(cause),
-        WriteError::Fenced(fence) => LogError::Broken(fence.into()),
-        WriteError::WentBack(regression) => LogError::Broken(regression.into()),
-    }
-}
-
 /// The schema's bound on epochs is the id's: there is no epoch after 2^30 - 1 of them.
 fn epochs_used_up(error: sqlx::Error) -> LogError {
     if is_refusal(&error) {
@@ -1546,15 +1465,6 @@ fn epochs_used_up(error: sqlx::Error) -> LogError {
     } else {
         error.into()
     }
-}
-
-fn damaged(what: impl Into<Cause>) -> LogError {
-    LogError::Broken(what.into())
-}
-
-/// What the row holds in `column`, which must be readable: we wrote it.
-fn parsed<T, E: Into<Cause>>(column: &str, result: Result<T, E>) -> Result<T, LogError> {
-    result.map_err(|error| damaged(format!("column {column}: {}", error.into())))
 }
 
 fn transaction_id(bytes: &[u8]) -> Result<TransactionId, LogError> {

@@ -156,7 +156,11 @@ async fn wrong_settings_are_refused_by_name_with_what_to_write_instead() {
             ],
             &["east", "twice"],
         ),
-        (&["--log", "postgres://h/db"], &["sqlite:PATH"]),
+        (&["--log", "mysql://h/db"], &["sqlite:PATH", "postgres://"]),
+        (
+            &["--log", "postgres://u:secret@h:port/db"],
+            &["postgres://USER"],
+        ),
         (&["--log", "log.sqlite"], &["sqlite:PATH"]),
         (&["--retention", "soon"], &["--retention"]),
         (&["--retention", "999ms"], &["retention", "1s"]),
