@@ -12,7 +12,7 @@
 //! - *Visible is not durable* here either: after a crash, and after a cancelled wait for a standby, the primary shows
 //!   commits that no standby has. A standing that is found rests on the commit of the very write that found it in its
 //!   way. A record, or a newer epoch, that a read found is told only after a forced write that began later
-//!   ([`Core::prove_durable`]): one such write serves all reads that wait for it.
+//!   (`Core::prove_durable`): one such write serves all reads that wait for it.
 //!
 //! It needs a connection of its own to the server: directly, or through a pooler in session mode.
 
