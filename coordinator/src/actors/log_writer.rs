@@ -73,6 +73,11 @@ pub struct Finish {
 #[rtype(result = "()")]
 struct AppendDue;
 
+/// What has arrived is taken in: write it.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct WriteNow;
+
 /// The write under way takes longer than [`SILENCE_MAX`].
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -99,6 +104,8 @@ pub struct LogWriter {
     failures: u32,
     /// Goes off when the write under way takes too long.
     watchdog: Option<SpawnHandle>,
+    /// Whether a [`WriteNow`] is on its way.
+    gathering: bool,
     /// What the registry was told last.
     log_answers: bool,
 }
@@ -124,7 +131,16 @@ impl LogWriter {
             in_flight: None,
             failures: 0,
             watchdog: None,
+            gathering: false,
             log_answers: true,
+        }
+    }
+
+    /// Writes once the messages that have already arrived are taken in: they share the write, and no time is waited for.
+    fn write_soon(&mut self, ctx: &mut Context<Self>) {
+        if self.in_flight.is_none() && !self.gathering {
+            self.gathering = true;
+            ctx.notify(WriteNow);
         }
     }
 
@@ -183,7 +199,7 @@ impl LogWriter {
                 self.failures = 0;
                 self.answers(true);
                 self.answer(decided);
-                self.write_if_idle(ctx);
+                self.write_soon(ctx);
             }
             Err(WriteError::Unavailable(cause)) => {
                 if self.failures == 0 {
@@ -268,7 +284,7 @@ impl Handler<Propose> for LogWriter {
 
     fn handle(&mut self, propose: Propose, ctx: &mut Context<Self>) {
         self.proposals.push(propose);
-        self.write_if_idle(ctx);
+        self.write_soon(ctx);
     }
 }
 
@@ -295,6 +311,15 @@ impl Handler<Finish> for LogWriter {
     ) {
         self.appends.finishes.push((id, finished_at));
         self.appended(on_durable, ctx);
+    }
+}
+
+impl Handler<WriteNow> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: WriteNow, ctx: &mut Context<Self>) {
+        self.gathering = false;
+        self.write_if_idle(ctx);
     }
 }
 
