@@ -250,10 +250,16 @@ async fn vote_lost_and_outcome_differs_are_never_acknowledgements() {
         .unwrap();
     };
     shown_in_doubt(&coordinator).await;
-    let log = coordinator.process.output().unwrap();
-    for word in ["vote-lost", "outcome-differs"] {
-        assert!(log.contains(word), "the alarm is logged: {log}");
-    }
+    // Lines are written by a thread of their own.
+    until("the alarms are logged", SOON, async || {
+        let log = coordinator.process.output().unwrap();
+        let logged = ["vote-lost", "outcome-differs"]
+            .iter()
+            .all(|word| log.contains(word));
+        if logged { Ok(()) } else { Err(log) }
+    })
+    .await
+    .unwrap();
     // Asked again, at the longest interval.
     let first = east.arrived("commit", 1).await;
     let second = east.arrived("commit", 2).await;
