@@ -12,7 +12,6 @@ use unanimous_lab::wait::until;
 use unanimous_lab::{Program, scratch};
 
 use crate::support::coordinator::BINARY;
-use crate::support::sqlite::decision_writes;
 use crate::support::{Answer, Coordinator, Does, SOON, Seen, Stub, branch};
 
 fn transfer(participants: &[&str]) -> Value {
@@ -367,7 +366,7 @@ async fn measured_64_clients_share_decision_writes() {
     let coordinator = Coordinator::start(&[&east, &west]).await;
     let body = transfer(&["east", "west"]);
     coordinator.begin(&body).await.is(200);
-    let before = decision_writes(coordinator.log()).await;
+    let before = coordinator.log().decision_writes().await;
     for round in 1..=EACH {
         // The votes come in together, as they do where 64 clients keep a coordinator busy. A test's client in one task is
         // slower than the disk, and its transactions come one by one.
@@ -381,7 +380,7 @@ async fn measured_64_clients_share_decision_writes() {
         };
         tokio::join!(clients, together);
     }
-    let writes = decision_writes(coordinator.log()).await - before;
+    let writes = coordinator.log().decision_writes().await - before;
     let decisions = i64::try_from(CLIENTS * EACH).unwrap();
     assert!(writes > 0, "the log counts them");
     assert!(
