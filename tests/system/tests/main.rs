@@ -14,6 +14,8 @@ mod process;
 #[cfg(test)]
 mod standing;
 #[cfg(test)]
+mod start;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod trouble;
