@@ -41,8 +41,13 @@ use crate::{
     log::{DecisionLog, LogError, View},
 };
 
-/// How often the life is held against the log (design rule 11).
+/// How often the life is held against the log (design rule 11). A read that has not returned by the next one counts as a
+/// log that does not answer: a server that stands still keeps its connections, and returns no error.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+
+/// Longer than this nobody waits for what the log holds: 503, and the same request again, is better than a client that
+/// gives up by itself.
+const READ_MAX: Duration = Duration::from_secs(2);
 
 /// Bounds on what a coordinator holds in memory (design rule 20).
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +120,8 @@ pub struct Registry {
     condition: watch::Sender<Condition>,
     /// Whether the log answered the last read of its head.
     log_is_read: bool,
+    /// Whether its head is being read.
+    observing: bool,
     /// Whether it took the last write. A full disk takes none, and is read all the same.
     log_is_written: bool,
     accepting: bool,
@@ -173,6 +180,7 @@ impl Registry {
             key_lookups: KeyLookups::default(),
             condition,
             log_is_read: true,
+            observing: false,
             log_is_written: true,
             accepting: true,
             frozen: false,
@@ -300,6 +308,11 @@ impl Registry {
             Claim::Reused => {
                 reply.send(BeginOutcome::KeyReused).ok();
             }
+            // A log that is not read is not asked: whoever waits for it would be refused after a while.
+            Claim::LookUp if !self.log_is_read => {
+                self.keyring.release(&key);
+                reply.send(BeginOutcome::LogUnavailable).ok();
+            }
             Claim::LookUp => {
                 self.key_lookups
                     .waiting
@@ -325,14 +338,21 @@ impl Registry {
         let keys = std::mem::take(&mut self.key_lookups.next);
         let log = Arc::clone(&self.log);
         let read = async move {
-            let found = log.by_key(&keys).await;
+            let found = within(READ_MAX, log.by_key(&keys)).await;
             (keys, found)
         };
-        ctx.spawn(read.into_actor(self).map(|(keys, found), registry, ctx| {
-            registry.key_lookups.under_way = false;
-            registry.keys_looked_up(keys, found, ctx);
-            registry.look_keys_up(ctx);
-        }));
+        ctx.spawn(
+            read.into_actor(self)
+                .map(|(mut keys, found), registry, ctx| {
+                    registry.key_lookups.under_way = false;
+                    if found.is_err() {
+                        // Whoever came meanwhile need not wait as long again to be told the same.
+                        keys.append(&mut registry.key_lookups.next);
+                    }
+                    registry.keys_looked_up(keys, found, ctx);
+                    registry.look_keys_up(ctx);
+                }),
+        );
     }
 
     fn keys_looked_up(
@@ -389,20 +409,30 @@ impl Registry {
     /// Reads what the log says of this life. What life knows is taken before the read: a write that returns during it
     /// may have raised the counter.
     fn observe(&mut self, ctx: &mut Context<Self>) {
+        if self.observing {
+            return;
+        }
+        self.observing = true;
         let log = Arc::clone(&self.log);
         let known = self.life.writer();
-        let read = async move { log.head(known.node).await.map(|head| (known, head)) };
-        ctx.spawn(read.into_actor(self).map(|read, registry, ctx| match read {
-            Ok((known, head)) => {
-                registry.observed(&known, &head);
-                registry.report_condition(ctx);
+        let read = async move {
+            let head = within(OBSERVE_EVERY, log.head(known.node)).await?;
+            Ok((known, head))
+        };
+        ctx.spawn(read.into_actor(self).map(|read, registry, ctx| {
+            registry.observing = false;
+            match read {
+                Ok((known, head)) => {
+                    registry.observed(&known, &head);
+                    registry.report_condition(ctx);
+                }
+                Err(LogError::Unavailable(cause)) => {
+                    warn!(error = %cause, "the decision log does not answer");
+                    registry.log_is_read = false;
+                    registry.report_condition(ctx);
+                }
+                Err(LogError::Broken(cause)) => broken(&*cause),
             }
-            Err(LogError::Unavailable(cause)) => {
-                warn!(error = %cause, "the decision log does not answer");
-                registry.log_is_read = false;
-                registry.report_condition(ctx);
-            }
-            Err(LogError::Broken(cause)) => broken(&*cause),
         }));
     }
 
@@ -470,6 +500,17 @@ impl Registry {
             }
         }
     }
+}
+
+/// What a read of the log comes to, if it comes in time. To give a read up harms nothing.
+async fn within<T>(
+    limit: Duration,
+    read: impl Future<Output = Result<T, LogError>>,
+) -> Result<T, LogError> {
+    let silent = || LogError::Unavailable(format!("no answer within {limit:?}").into());
+    tokio::time::timeout(limit, read)
+        .await
+        .unwrap_or_else(|_| Err(silent()))
 }
 
 /// Something could not be read from the log.
@@ -596,7 +637,7 @@ impl Handler<Find> for Registry {
             return Box::pin(async move { found }.into_actor(self));
         }
         let (question, log) = (self.life.ask(id), Arc::clone(&self.log));
-        let read = async move { log.look_up(id).await };
+        let read = async move { within(READ_MAX, log.look_up(id)).await };
         Box::pin(
             read.into_actor(self)
                 .map(move |read, registry, _| match read {

@@ -10,6 +10,8 @@ mod demo;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod outage;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod standing;
@@ -17,5 +19,7 @@ mod standing;
 mod start;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod takeover;
 #[cfg(test)]
 mod trouble;
