@@ -109,9 +109,9 @@ impl App {
                 return Ok(None);
             }
         };
-        if !settings.adopt_nodes.is_empty() && log.is_exclusive() {
+        if !settings.adoption.nodes.is_empty() && log.is_exclusive() {
             warn!(
-                adopt = ?settings.adopt_nodes, force = settings.force,
+                adopt = ?settings.adoption.nodes,
                 "--adopt-node is not needed on this log: a start takes over every node in it"
             );
         }
@@ -147,6 +147,7 @@ impl App {
             bounds: Bounds::default(),
             retention: settings.retention,
             configured: settings.participants.keys().cloned().collect(),
+            adoption: settings.adoption.clone(),
         };
         let registry = Registry::new(life, log, couriers, http, given, tell_condition);
         let engine = Arbiter::new();

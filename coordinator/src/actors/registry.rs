@@ -1,6 +1,7 @@
 //! One life of the coordinator: issues ids, finds transactions, looks keys up, and asks the life to judge what memory
 //! does not hold. Also where the bounds on transactions are kept, for everybody reports here.
 
+pub mod adoption;
 mod forgetting;
 pub mod listing;
 pub mod participants;
@@ -28,6 +29,7 @@ use unanimous_protocol::{
     wire::BranchState,
 };
 
+use self::adoption::{Adoption, Neighbours};
 use super::{
     broken,
     log_writer::LogWriter,
@@ -80,6 +82,8 @@ pub struct Given {
     pub retention: Duration,
     /// The participants given at start.
     pub configured: BTreeSet<ParticipantName>,
+    /// Whom to adopt.
+    pub adoption: Adoption,
 }
 
 /// Whether this coordinator can take new work, for `/readyz` and for those who run it.
@@ -113,6 +117,8 @@ pub struct Registry {
     retention: Duration,
     /// Whether what is due is being forgotten.
     forgetting: bool,
+    adoption: Adoption,
+    neighbours: Neighbours,
     transactions: HashMap<TransactionId, Live>,
     undecided: usize,
     delivering_aborts: BTreeSet<TransactionId>,
@@ -160,6 +166,7 @@ impl Registry {
             bounds,
             retention,
             configured,
+            adoption,
         } = given;
         Self {
             life,
@@ -174,6 +181,8 @@ impl Registry {
             bounds,
             retention,
             forgetting: false,
+            adoption,
+            neighbours: Neighbours::default(),
             transactions: HashMap::new(),
             undecided: 0,
             delivering_aborts: BTreeSet::new(),
@@ -429,6 +438,7 @@ impl Registry {
                 Err(LogError::Unavailable(cause)) => {
                     warn!(error = %cause, "the decision log does not answer");
                     registry.log_is_read = false;
+                    registry.log_was_silent();
                     registry.report_condition(ctx);
                 }
                 Err(LogError::Broken(cause)) => broken(&*cause),
@@ -545,6 +555,7 @@ impl Actor for Registry {
         self.log_writer = Some(log_writer.start());
         ctx.run_interval(OBSERVE_EVERY, |registry, ctx| registry.observe(ctx));
         self.forget_in_time(ctx);
+        self.look_after_nodes(ctx);
         self.describe_all();
     }
 }
@@ -796,9 +807,19 @@ impl Handler<Recover> for Registry {
     type Result = ();
 
     fn handle(&mut self, Recover(records): Recover, ctx: &mut Context<Self>) {
+        self.recover(records, ctx);
+    }
+}
+
+impl Registry {
+    fn recover(&mut self, records: Vec<Record>, ctx: &mut Context<Self>) {
         let Some(links) = self.links(ctx) else { return };
         for record in records {
             let (id, created_at) = (record.header.id, record.header.created_at);
+            // Of a node that was adopted before: it is driven already.
+            if self.transactions.contains_key(&id) {
+                continue;
+            }
             let transaction = TransactionActor::recover(record, links.clone()).start();
             let progress = Progress {
                 key_released: true,

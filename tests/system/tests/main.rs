@@ -2,6 +2,8 @@
 //! answers it takes from `support::stub`.
 
 #[cfg(test)]
+mod adoption;
+#[cfg(test)]
 mod api;
 #[cfg(test)]
 mod arrows;

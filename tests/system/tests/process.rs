@@ -138,6 +138,11 @@ async fn wrong_settings_are_refused_by_name_with_what_to_write_instead() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["--listen", "nowhere"], &["--listen"]),
         (&["--node", "0"], &["--node", "1..=65535"]),
+        (&["--adopt-node", "0"], &["--adopt-node", "1..=65535"]),
+        (
+            &["--node", "7", "--adopt-node", "8,7"],
+            &["--adopt-node 7", "own --node"],
+        ),
         (&["--participant", "east"], &["NAME=URL"]),
         (&["--participant", "East=http://h/"], &["East"]),
         (
