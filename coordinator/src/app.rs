@@ -13,26 +13,23 @@ use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime::Runtime,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
 };
 use tracing::{error, info, warn};
-use unanimous_protocol::id::Node;
 
+pub use self::opening::open_existing_log;
 use crate::{
     actors::{
-        recovery::{NoLife, Recovered, recover},
+        recovery::Recovered,
         registry::{Bounds, Condition, Drain, Given, Recover, Registry},
     },
-    config::{LogUrl, Settings},
+    config::Settings,
     courier::{Couriers, Http, Limits, Transport},
     http,
-    log::{
-        DecisionLog, LogError,
-        postgres::{self, PostgresLog},
-        sqlite::SqliteLog,
-    },
 };
+
+mod opening;
 
 /// Longer than the couriers of other coordinators and most clients keep an idle connection (30 to 60 s): the server that
 /// closes first makes rare, unexplained failures.
@@ -48,6 +45,7 @@ pub struct App {
     registry: Addr<Registry>,
     condition: watch::Receiver<Condition>,
     servers: Vec<actix_web::dev::Server>,
+    signals: Signals,
     // The engine's thread and the calls' runtime live as long as the app.
     _engine: Arbiter,
     _calls: Calls,
@@ -91,18 +89,29 @@ pub enum Ending {
 }
 
 impl App {
-    /// Opens the log, begins a new life in it, recovers what is unfinished, and listens.
+    /// Listens, opens the log, begins a new life in it, and recovers what is unfinished. A log that does not answer is
+    /// waited for; `None` when the process was asked to stop meanwhile.
     ///
     /// # Errors
     /// When an address is taken, or the log can not be opened or is held by another process.
-    pub async fn build(settings: &Settings) -> anyhow::Result<Self> {
+    pub async fn build(settings: &Settings) -> anyhow::Result<Option<Self>> {
+        let mut signals = Signals::listen()?;
         // Addresses first: a start that fails should not have fenced anybody.
         let (listener, listen) = bind(settings.listen)?;
         let (admin_listener, admin_listen) = bind(settings.admin_listen)?;
-        let log = open_log(&settings.log).await?;
-        if !settings.adopt_nodes.is_empty() && log.is_exclusive() {
+        let (tell_why, why) = watch::channel(String::new());
+        let opening = opening::open_and_begin(&settings.log, settings.node, &tell_why);
+        let opening = opening::serve_meanwhile(&listener, &admin_listener, why, opening);
+        let (log, recovered) = tokio::select! {
+            opened = opening => opened??,
+            signal = signals.next() => {
+                info!("{signal}: the start ends, nothing was begun");
+                return Ok(None);
+            }
+        };
+        if !settings.adoption.nodes.is_empty() && log.is_exclusive() {
             warn!(
-                adopt = ?settings.adopt_nodes, force = settings.force,
+                adopt = ?settings.adoption.nodes,
                 "--adopt-node is not needed on this log: a start takes over every node in it"
             );
         }
@@ -110,7 +119,7 @@ impl App {
             life,
             unfinished,
             participants,
-        } = begin_life(&log, settings.node).await?;
+        } = recovered;
 
         let calls = Calls::start()?;
         let http = Arc::new(Http::new(&Limits::default())?);
@@ -138,6 +147,7 @@ impl App {
             bounds: Bounds::default(),
             retention: settings.retention,
             configured: settings.participants.keys().cloned().collect(),
+            adoption: settings.adoption.clone(),
         };
         let registry = Registry::new(life, log, couriers, http, given, tell_condition);
         let engine = Arbiter::new();
@@ -149,16 +159,17 @@ impl App {
 
         let servers = serve(listener, admin_listener, &registry, &condition)?;
         let (grace, _engine, _calls) = (settings.grace, engine, calls);
-        Ok(Self {
+        Ok(Some(Self {
             listen,
             admin_listen,
             grace,
             registry,
             condition,
             servers,
+            signals,
             _engine,
             _calls,
-        })
+        }))
     }
 
     /// The API's address.
@@ -174,12 +185,7 @@ impl App {
     }
 
     /// Serves until SIGTERM, SIGINT, or until it is fenced.
-    ///
-    /// # Errors
-    /// When signals can not be listened for.
-    pub async fn run_until_stopped(mut self) -> anyhow::Result<Ending> {
-        let mut terminate = signal(SignalKind::terminate()).context("no handler for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("no handler for SIGINT")?;
+    pub async fn run_until_stopped(mut self) -> Ending {
         let handles: Vec<ServerHandle> =
             self.servers.iter().map(|server| server.handle()).collect();
         for server in self.servers.drain(..) {
@@ -189,17 +195,19 @@ impl App {
         tokio::pin!(fenced);
         tokio::select! {
             // At once: a fenced coordinator says nothing more, not even to those who wait.
-            why = &mut fenced => return Ok(Ending::Fenced(why)),
-            _ = terminate.recv() => info!("SIGTERM: nothing new is begun, running transactions may finish"),
-            _ = interrupt.recv() => info!("SIGINT: nothing new is begun, running transactions may finish"),
+            why = &mut fenced => return Ending::Fenced(why),
+            signal = self.signals.next() => {
+                info!("{signal}: nothing new is begun, running transactions may finish");
+            }
         }
         let (drained, is_drained) = oneshot::channel();
         self.registry.do_send(Drain(drained));
         tokio::select! {
-            why = &mut fenced => return Ok(Ending::Fenced(why)),
+            why = &mut fenced => return Ending::Fenced(why),
             _ = is_drained => info!("every transaction is decided"),
-            _ = terminate.recv() => warn!("SIGTERM again: what is undecided is left to the next life"),
-            _ = interrupt.recv() => warn!("SIGINT again: what is undecided is left to the next life"),
+            signal = self.signals.next() => {
+                warn!("{signal} again: what is undecided is left to the next life");
+            }
             () = tokio::time::sleep(self.grace) => warn!(
                 "the grace time is over: what is undecided is left to the next life"
             ),
@@ -210,7 +218,30 @@ impl App {
                 .await
                 .ok();
         }
-        Ok(Ending::Stopped)
+        Ending::Stopped
+    }
+}
+
+/// What ends the process in good order. Listened for from the beginning, so that none is missed.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("no handler for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("no handler for SIGINT")?,
+        })
+    }
+
+    /// The next one's name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
     }
 }
 
@@ -228,79 +259,6 @@ fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address).with_context(taken)?;
     let bound = listener.local_addr().with_context(taken)?;
     Ok((listener, bound))
-}
-
-/// Opens the log, and tries again while a server does not answer. Nothing is listened to meanwhile: without a log
-/// there is nothing to say.
-async fn open_log(url: &LogUrl) -> anyhow::Result<Arc<dyn DecisionLog>> {
-    match url {
-        LogUrl::Sqlite(path) => {
-            let log = SqliteLog::open(path)
-                .await
-                .with_context(|| format!("the decision log {url}"))?;
-            Ok(Arc::new(log))
-        }
-        LogUrl::Postgres(database) => {
-            let options = database.options()?;
-            loop {
-                match PostgresLog::open(&options).await {
-                    Ok(log) => return Ok(Arc::new(log)),
-                    Err(error @ postgres::OpenError::Unavailable(_)) => {
-                        warn!(
-                            error = &error as &dyn std::error::Error, log = %url,
-                            "the start waits for the decision log"
-                        );
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                    }
-                    Err(error) => {
-                        return Err(error).with_context(|| format!("the decision log {url}"));
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The log at `url`, which must exist already.
-///
-/// # Errors
-/// When it does not, or is held by another process.
-pub async fn open_existing_log(url: &LogUrl) -> anyhow::Result<Arc<dyn DecisionLog>> {
-    match url {
-        LogUrl::Sqlite(path) => {
-            anyhow::ensure!(
-                path.exists(),
-                "there is no decision log at {}",
-                path.display()
-            );
-            open_log(url).await
-        }
-        LogUrl::Postgres(database) => {
-            let log = PostgresLog::open_existing(&database.options()?)
-                .await
-                .with_context(|| format!("the decision log {url}"))?;
-            Ok(Arc::new(log))
-        }
-    }
-}
-
-/// Begins a life, and tries again while the log does not answer.
-async fn begin_life(log: &Arc<dyn DecisionLog>, node: Node) -> anyhow::Result<Recovered> {
-    loop {
-        match recover(log, node).await {
-            Ok(recovered) => return Ok(recovered),
-            Err(NoLife::Log(error @ LogError::Unavailable(_))) => {
-                warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the start waits for the decision log"
-                );
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            Err(error @ (NoLife::Log(LogError::Broken(_)) | NoLife::WentBack(_))) => {
-                return Err(error.into());
-            }
-        }
-    }
 }
 
 /// How many connections clients may have, all workers together. Each is a file descriptor, and clients that hold theirs

@@ -5,7 +5,12 @@
 //! the environment; what they do not name is taken from the file.
 
 use std::{
-    collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
 };
 
 use clap::Args;
@@ -13,7 +18,7 @@ use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 use unanimous_protocol::id::{Node, ParticipantName};
 
-use crate::courier::Endpoint;
+use crate::{actors::registry::adoption::Adoption, courier::Endpoint};
 
 /// The shortest retention. Nothing that is safe depends on it where one process owns the log. Where several share it, a
 /// keyed record must not be forgotten while its own coordinator still repeats the write that it came from, not knowing
@@ -21,10 +26,26 @@ use crate::courier::Endpoint;
 /// stay unclear; this floor is for tests.
 const RETENTION_MIN: Duration = Duration::from_secs(1);
 
+/// How often a coordinator marks in a shared log that it runs its node.
+const MARK_EVERY: Duration = Duration::from_secs(2);
+
+/// A node that was not marked for so long may be adopted: five marks are missing.
+const UNSEEN_FOR: Duration = Duration::from_secs(10);
+
 /// What `unanimous serve` is told.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeArgs {
     /// The decision log. A commit is a record in it, and nothing else [default: sqlite:unanimous.sqlite]
+    ///
+    /// A file, which this process alone owns, or postgres://USER:PASSWORD@HOST:PORT/DATABASE, which several coordinators may
+    /// share, each with its own --node; directly, or through a pooler in session mode. The URL takes parameters, as in
+    /// postgres://…/log?sslmode=verify-full&sslrootcert=/etc/ca.pem:
+    ///
+    /// sslmode: disable; prefer (default: TLS where the server has it); require (TLS, whoever answers); verify-ca (its
+    /// certificate comes from a trusted CA); verify-full (and is for HOST). Across a network only verify-full keeps others
+    /// from answering in the server's place.
+    ///
+    /// sslrootcert: a PEM file of CAs to trust besides the system's. sslcert, sslkey: this client's own.
     #[arg(
         long,
         env = "UNANIMOUS_LOG",
@@ -41,17 +62,35 @@ pub struct ServeArgs {
     /// This coordinator's number among those that share the log, 1 to 65535 [default: 1]
     #[arg(long, env = "UNANIMOUS_NODE", value_parser = clap::value_parser!(u16).range(1..))]
     pub node: Option<u16>,
-    /// Take over the unfinished transactions of a node that nobody runs any more. On SQLite a start takes every node's
+    /// Take over the unfinished transactions of another node on this log that nobody runs any more: once it was last seen
+    /// 10 s ago; until then, and whenever somebody runs it again, it is waited for. On SQLite a start takes every node's
     #[arg(
         long,
         env = "UNANIMOUS_ADOPT_NODE",
         value_name = "N",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = clap::value_parser!(u16).range(1..)
     )]
     pub adopt_node: Vec<u16>,
-    /// With --adopt-node: do not wait until the node was last seen 10 s ago
+    /// With --adopt-node: do not wait at start. A coordinator that runs the node all the same ends
     #[arg(long, env = "UNANIMOUS_FORCE")]
     pub force: bool,
+    /// Between two marks that this coordinator runs its node. For tests
+    #[arg(
+        long,
+        env = "UNANIMOUS_MARK_EVERY",
+        value_name = "DURATION",
+        hide = true
+    )]
+    pub mark_every: Option<humantime::Duration>,
+    /// After which a node that was not marked counts as run by nobody. For tests, and the same for all on a log
+    #[arg(
+        long,
+        env = "UNANIMOUS_UNSEEN_FOR",
+        value_name = "DURATION",
+        hide = true
+    )]
+    pub unseen_for: Option<humantime::Duration>,
     /// How long finished transactions and their idempotency keys are kept, from their finish, 1s at least. Longer than a client repeats a request, and than a write to the log may stay unclear: hours, not seconds [default: 168h]
     #[arg(long, env = "UNANIMOUS_RETENTION", value_name = "DURATION")]
     pub retention: Option<humantime::Duration>,
@@ -100,10 +139,8 @@ pub struct Settings {
     pub admin_listen: SocketAddr,
     /// This coordinator's node.
     pub node: Node,
-    /// Nodes to take over.
-    pub adopt_nodes: Vec<Node>,
-    /// Take them over without waiting.
-    pub force: bool,
+    /// Nodes to take over, and when.
+    pub adoption: Adoption,
     /// How long finished transactions are kept.
     pub retention: Duration,
     /// How long running transactions are given on SIGTERM.
@@ -251,11 +288,9 @@ pub enum InvalidSettings {
     /// The decision log's URL is none.
     #[error(transparent)]
     Log(#[from] InvalidPostgresUrl),
-    /// What a log shared by several coordinators can not do yet.
-    #[error(
-        "--adopt-node is not there yet for a log in Postgres: run a coordinator with that --node instead"
-    )]
-    Adoption,
+    /// A coordinator runs its own node.
+    #[error("--adopt-node {0} is this coordinator's own --node, which every start takes over")]
+    AdoptsItself(Node),
     /// A participant is given twice with different URLs.
     #[error("participant {0} is given twice, with different URLs: keep one of them")]
     ParticipantTwice(ParticipantName),
@@ -318,7 +353,7 @@ impl Settings {
                     .map_err(|error| in_file(format!("log = {text:?}: {error}")))
             })
             .transpose()?;
-        if file.node == Some(0) {
+        if file.node == Some(0) || file.adopt_node.contains(&0) {
             return Err(in_file(
                 "node = 0: nodes are numbered 1 to 65535".to_owned(),
             ));
@@ -334,9 +369,11 @@ impl Settings {
             .unwrap_or(LogUrl::Sqlite("unanimous.sqlite".into()));
         if let LogUrl::Postgres(url) = &log {
             url.options()?;
-            if !adopt.is_empty() {
-                return Err(InvalidSettings::Adoption);
-            }
+        }
+        let node = Node(args.node.or(file.node).unwrap_or(1));
+        let adopt: BTreeSet<_> = adopt.into_iter().map(Node).collect();
+        if adopt.contains(&node) {
+            return Err(InvalidSettings::AdoptsItself(node));
         }
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
@@ -346,9 +383,13 @@ impl Settings {
                 .admin_listen
                 .or(file.admin_listen)
                 .unwrap_or(local(7071)),
-            node: Node(args.node.or(file.node).unwrap_or(1)),
-            adopt_nodes: adopt.into_iter().map(Node).collect(),
-            force: args.force || file.force,
+            node,
+            adoption: Adoption {
+                nodes: adopt,
+                force: args.force || file.force,
+                mark_every: args.mark_every.map_or(MARK_EVERY, Into::into),
+                unseen_for: args.unseen_for.map_or(UNSEEN_FOR, Into::into),
+            },
             retention: retention.map_or(Duration::from_secs(168 * 3600), Into::into),
             grace: grace.map_or(Duration::from_secs(10), Into::into),
             participants,

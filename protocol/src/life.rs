@@ -10,6 +10,7 @@
 //! | of this life, issued | aborted: memory would hold it, were it undecided or its record not durable yet |
 //! | of this life, not issued | nothing is known of it; a participant is told "pending" |
 //! | of another node's live epoch | its owner knows; "pending" |
+//! | of an epoch that this life opened to adopt its node | this life issued none, so nobody did; "pending" |
 //! | of an epoch the log has not seen, of a node without one | the log went back, or somebody made it up; "pending" |
 //! | of a former identity of this log | the lost part of the log may have committed it; "pending" |
 //! | of another log | nothing to do with us: 404 |
@@ -17,11 +18,19 @@
 //! Where that says aborted, and the id is at or below the `forgotten_through` mark of its prefix, it may have committed
 //! and been forgotten: clients are told so, and participants "aborted", for every branch had acknowledged.
 //!
+//! A life may *adopt* nodes that nobody runs any more: it opens an epoch of each, which fences their former owners, and
+//! finishes what they left unfinished. It issues no ids there and decides nothing there; what was undecided is aborted
+//! by the first row of the table, and that is all that adopting decides. Fenced at an adopted node (its owner is back, or
+//! somebody else has adopted it) a life goes on with its own. See [`Life::adopt`].
+//!
 //! A life ends in one of two ways (rule 11). [`Standing::Fenced`]: somebody else may decide now; the process ends and
 //! says nothing more. [`Standing::WentBack`]: the log has lost what it had promised to keep; the process stays, for a
 //! restart would open the same epoch again, decides nothing, and waits for an operator's `log new-identity`.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use crate::{
     coordinator::Alarm,
@@ -206,6 +215,8 @@ pub enum Regression {
 pub struct Question {
     id: TransactionId,
     issued: bool,
+    /// The epoch of the id's node that this life held.
+    held: Option<Epoch>,
 }
 
 /// What a log says of an id, read in one snapshot.
@@ -293,6 +304,8 @@ pub struct Life {
     /// `None` when the epoch's numbers are used up.
     next: Option<Sequence>,
     standing: Standing,
+    /// Nodes that nobody else runs, with the epoch that was opened of each. Never the own node.
+    adopted: BTreeMap<Node, Writer>,
     refused_below_low_water: BTreeSet<ParticipantName>,
 }
 
@@ -306,6 +319,7 @@ impl Life {
             first,
             next: Some(first),
             standing: Standing::Serving,
+            adopted: BTreeMap::new(),
             refused_below_low_water: BTreeSet::new(),
         }
     }
@@ -352,6 +366,74 @@ impl Life {
         Question {
             id,
             issued: self.has_issued(id),
+            held: self.held(id.node()),
+        }
+    }
+
+    /// The epoch of `node` that this life opened.
+    fn held(&self, node: Node) -> Option<Epoch> {
+        if node == self.writer.node {
+            return Some(self.writer.epoch);
+        }
+        self.adopted.get(&node).map(|writer| writer.epoch)
+    }
+
+    /// Whether this life may adopt `node` now: it may decide, runs another node, and has not adopted that one.
+    #[must_use]
+    pub fn may_adopt(&self, node: Node) -> bool {
+        self.standing == Standing::Serving && self.held(node).is_none()
+    }
+
+    /// An epoch of another node was opened for this life. `false` where it is not taken: this life has ended since, or
+    /// the log has another identity by now, which [`Self::observe`] will find.
+    pub fn adopt(&mut self, writer: Writer) -> bool {
+        let taken = self.may_adopt(writer.node) && writer.identity == self.writer.identity;
+        if taken {
+            self.adopted.insert(writer.node, writer);
+        }
+        taken
+    }
+
+    /// The epochs of adopted nodes. Nothing is decided in their names: they only tell whether a node is still held.
+    pub fn adopted(&self) -> impl Iterator<Item = Writer> {
+        self.adopted.values().copied()
+    }
+
+    /// In whose names this life marks that a node is run. None where it can not work: then nobody runs them.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Writer> {
+        if self.standing == Standing::Serving {
+            std::iter::once(self.writer).chain(self.adopted()).collect()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Holds what the log says of an adopted node against what was known before that was read. Somebody newer there ends
+    /// the adoption and nothing else; a log that went back there went back as a whole. Says how it was fenced.
+    pub fn observe_adopted(&mut self, known: &Writer, head: &Head) -> Option<Fence> {
+        match head.check(known) {
+            Ok(()) => None,
+            Err(Shut::Fenced(fence @ Fence::Epoch { .. })) => {
+                // Not if it was adopted anew since.
+                let lost = self
+                    .adopted
+                    .get(&known.node)
+                    .is_some_and(|held| held.epoch == known.epoch);
+                lost.then(|| {
+                    self.adopted.remove(&known.node);
+                    fence
+                })
+            }
+            // Of the own node, too.
+            Err(Shut::Fenced(fence @ Fence::Identity { .. })) => {
+                self.end(Standing::Fenced(fence.to_string()));
+                None
+            }
+            Err(Shut::WentBack(regression)) => {
+                self.end(Standing::WentBack(regression.to_string()));
+                None
+            }
         }
     }
 
@@ -464,7 +546,7 @@ impl Life {
             // committed after it (rule 11 outweighs rule 14).
             return Judgement::Unknown(Unknown::FormerIdentity);
         }
-        let judgement = self.judge_by_epoch(question, snapshot.epoch);
+        let judgement = self.judge_by_epoch(&question, snapshot.epoch);
         // The mark says that records up to it may have been there and are gone. That means something only where the
         // absence of a record says that the transaction has ended: the mark rises with later ids, and an earlier one
         // may still be undecided at the coordinator that owns it. No retention, and no clock that jumps, changes that.
@@ -475,29 +557,29 @@ impl Life {
         }
     }
 
-    fn judge_by_epoch(&self, question: Question, newest: Option<Epoch>) -> Judgement {
-        let id = question.id;
-        let mine = id.node() == self.writer.node;
+    fn judge_by_epoch(&self, question: &Question, newest: Option<Epoch>) -> Judgement {
+        let Question { id, issued, held } = *question;
         let Some(newest) = newest else {
-            return if mine {
+            return if held.is_some() {
                 Judgement::LogWentBack
             } else {
                 Judgement::Unknown(Unknown::NodeWithoutEpoch)
             };
         };
-        if mine && newest > self.writer.epoch {
-            return Judgement::Silent;
-        }
-        if mine && newest < self.writer.epoch {
+        if held.is_some_and(|held| newest < held) {
             return Judgement::LogWentBack;
+        }
+        // At an adopted node a newer epoch is somebody else's, and fences all older ones as any other does.
+        if id.node() == self.writer.node && newest > self.writer.epoch {
+            return Judgement::Silent;
         }
         if id.epoch() < newest {
             Judgement::Aborted(AbortCode::CoordinatorRestarted)
         } else if id.epoch() > newest {
             Judgement::Unknown(Unknown::NewerEpoch)
-        } else if !mine {
+        } else if held != Some(newest) {
             Judgement::OtherNode(id.node())
-        } else if question.issued {
+        } else if issued {
             Judgement::Aborted(AbortCode::Unrecorded)
         } else {
             Judgement::NeverIssued
@@ -795,6 +877,110 @@ mod tests {
             matches!(life.standing(), Standing::WentBack(_)),
             "it is the only one there is"
         );
+    }
+
+    /// Of node 2.
+    fn adopted_at(of_epoch: u32) -> Writer {
+        Writer {
+            node: Node(2),
+            epoch: epoch(of_epoch),
+            identity: HERE,
+            decisions_at_least: 4,
+        }
+    }
+
+    #[test]
+    fn of_an_adopted_node_what_was_undecided_is_aborted_and_only_from_then_on() {
+        let mut life = life();
+        let left = id(HERE, 2, 5, 100);
+        let before = judge(&life, left, &absent(Some(5)));
+        assert_eq!(before, Judgement::OtherNode(Node(2)));
+        assert_eq!(before.inform(), Some(Inform::Pending));
+        assert!(life.adopt(adopted_at(6)));
+        let after = judge(&life, left, &absent(Some(6)));
+        assert_eq!(after, Judgement::Aborted(AbortCode::CoordinatorRestarted));
+        assert_eq!(life.issue().unwrap().node(), Node(1), "its own ids only");
+    }
+
+    #[test]
+    fn nobody_issues_ids_in_the_epoch_of_an_adoption() {
+        let mut life = life();
+        assert!(life.adopt(adopted_at(6)));
+        let made_up = judge(&life, id(HERE, 2, 6, 100), &absent(Some(6)));
+        assert_eq!(made_up, Judgement::NeverIssued);
+        assert_eq!(made_up.inform(), Some(Inform::Pending));
+        assert!(Life::is_suspicious(made_up));
+    }
+
+    #[test]
+    fn a_question_asked_before_an_adoption_is_judged_by_what_was_read_before_it() {
+        let mut life = life();
+        let question = life.ask(id(HERE, 2, 5, 100));
+        assert!(life.adopt(adopted_at(6)));
+        // The log was read while node 2 still had its owner.
+        let judgement = life.judge(question, &absent(Some(5)));
+        assert_eq!(judgement, Judgement::OtherNode(Node(2)));
+        // Read after it, the same says that the log has lost the adoption.
+        let judgement = judge(&life, id(HERE, 2, 5, 100), &absent(Some(5)));
+        assert_eq!(judgement, Judgement::LogWentBack);
+        let judgement = judge(&life, id(HERE, 2, 5, 100), &absent(None));
+        assert_eq!(judgement, Judgement::LogWentBack);
+    }
+
+    #[test]
+    fn fenced_at_an_adopted_node_a_life_goes_on_with_its_own() {
+        let mut life = life();
+        assert!(life.adopt(adopted_at(6)));
+        assert_eq!(life.runs().len(), 2);
+        let fence = life.observe_adopted(&adopted_at(6), &head(Some(7), 4));
+        assert!(matches!(fence, Some(Fence::Epoch { .. })), "{fence:?}");
+        assert_eq!(*life.standing(), Standing::Serving);
+        assert_eq!(life.runs(), [life.writer()]);
+        assert!(life.issue().is_some());
+        // What the new owner has is his to say; what was fenced before is aborted for ever.
+        let of_the_owner = judge(&life, id(HERE, 2, 7, 100), &absent(Some(7)));
+        assert_eq!(of_the_owner, Judgement::OtherNode(Node(2)));
+        let left = judge(&life, id(HERE, 2, 5, 100), &absent(Some(7)));
+        assert_eq!(left, Judgement::Aborted(AbortCode::CoordinatorRestarted));
+        // Adopted again, a late look at the first adoption ends nothing.
+        assert!(life.adopt(adopted_at(8)));
+        let late = life.observe_adopted(&adopted_at(6), &head(Some(7), 4));
+        assert_eq!(late, None);
+        assert_eq!(life.runs().len(), 2);
+    }
+
+    #[test]
+    fn a_log_that_went_back_at_an_adopted_node_went_back_as_a_whole() {
+        for head in [head(Some(5), 4), head(None, 0), head(Some(6), 3)] {
+            let mut life = life();
+            assert!(life.adopt(adopted_at(6)));
+            assert_eq!(life.observe_adopted(&adopted_at(6), &head), None);
+            assert!(matches!(life.standing(), Standing::WentBack(_)), "{head:?}");
+            assert_eq!(life.runs(), [], "nobody who can work runs it");
+            assert!(!life.may_adopt(Node(3)));
+        }
+    }
+
+    #[test]
+    fn a_life_adopts_no_node_of_its_own_nor_one_of_another_identity() {
+        let mut life = life();
+        assert!(!life.may_adopt(Node(1)));
+        let renamed = Writer {
+            identity: LogIdentity(8),
+            ..adopted_at(6)
+        };
+        assert!(!life.adopt(renamed));
+        assert!(life.adopt(adopted_at(6)));
+        assert!(!life.may_adopt(Node(2)), "once is enough");
+        let renamed = Head {
+            identity: LogIdentity(8),
+            former: vec![HERE],
+            ..head(Some(7), 4)
+        };
+        // A new identity raises every epoch: which of the two is found first does not matter.
+        life.observe(&life.writer(), &renamed);
+        assert!(matches!(life.standing(), Standing::Fenced(_)));
+        assert!(!life.may_adopt(Node(3)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One life of the coordinator: issues ids, finds transactions, looks keys up, and asks the life to judge what memory
 //! does not hold. Also where the bounds on transactions are kept, for everybody reports here.
 
+pub mod adoption;
 mod forgetting;
 pub mod listing;
 pub mod participants;
@@ -28,6 +29,7 @@ use unanimous_protocol::{
     wire::BranchState,
 };
 
+use self::adoption::{Adoption, Neighbours};
 use super::{
     broken,
     log_writer::LogWriter,
@@ -41,8 +43,13 @@ use crate::{
     log::{DecisionLog, LogError, View},
 };
 
-/// How often the life is held against the log (design rule 11).
+/// How often the life is held against the log (design rule 11). A read that has not returned by the next one counts as a
+/// log that does not answer: a server that stands still keeps its connections, and returns no error.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+
+/// Longer than this nobody waits for what the log holds: 503, and the same request again, is better than a client that
+/// gives up by itself.
+const READ_MAX: Duration = Duration::from_secs(2);
 
 /// Bounds on what a coordinator holds in memory (design rule 20).
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +82,8 @@ pub struct Given {
     pub retention: Duration,
     /// The participants given at start.
     pub configured: BTreeSet<ParticipantName>,
+    /// Whom to adopt.
+    pub adoption: Adoption,
 }
 
 /// Whether this coordinator can take new work, for `/readyz` and for those who run it.
@@ -108,6 +117,8 @@ pub struct Registry {
     retention: Duration,
     /// Whether what is due is being forgotten.
     forgetting: bool,
+    adoption: Adoption,
+    neighbours: Neighbours,
     transactions: HashMap<TransactionId, Live>,
     undecided: usize,
     delivering_aborts: BTreeSet<TransactionId>,
@@ -115,6 +126,8 @@ pub struct Registry {
     condition: watch::Sender<Condition>,
     /// Whether the log answered the last read of its head.
     log_is_read: bool,
+    /// Whether its head is being read.
+    observing: bool,
     /// Whether it took the last write. A full disk takes none, and is read all the same.
     log_is_written: bool,
     accepting: bool,
@@ -153,6 +166,7 @@ impl Registry {
             bounds,
             retention,
             configured,
+            adoption,
         } = given;
         Self {
             life,
@@ -167,12 +181,15 @@ impl Registry {
             bounds,
             retention,
             forgetting: false,
+            adoption,
+            neighbours: Neighbours::default(),
             transactions: HashMap::new(),
             undecided: 0,
             delivering_aborts: BTreeSet::new(),
             key_lookups: KeyLookups::default(),
             condition,
             log_is_read: true,
+            observing: false,
             log_is_written: true,
             accepting: true,
             frozen: false,
@@ -300,6 +317,11 @@ impl Registry {
             Claim::Reused => {
                 reply.send(BeginOutcome::KeyReused).ok();
             }
+            // A log that is not read is not asked: whoever waits for it would be refused after a while.
+            Claim::LookUp if !self.log_is_read => {
+                self.keyring.release(&key);
+                reply.send(BeginOutcome::LogUnavailable).ok();
+            }
             Claim::LookUp => {
                 self.key_lookups
                     .waiting
@@ -325,14 +347,21 @@ impl Registry {
         let keys = std::mem::take(&mut self.key_lookups.next);
         let log = Arc::clone(&self.log);
         let read = async move {
-            let found = log.by_key(&keys).await;
+            let found = within(READ_MAX, log.by_key(&keys)).await;
             (keys, found)
         };
-        ctx.spawn(read.into_actor(self).map(|(keys, found), registry, ctx| {
-            registry.key_lookups.under_way = false;
-            registry.keys_looked_up(keys, found, ctx);
-            registry.look_keys_up(ctx);
-        }));
+        ctx.spawn(
+            read.into_actor(self)
+                .map(|(mut keys, found), registry, ctx| {
+                    registry.key_lookups.under_way = false;
+                    if found.is_err() {
+                        // Whoever came meanwhile need not wait as long again to be told the same.
+                        keys.append(&mut registry.key_lookups.next);
+                    }
+                    registry.keys_looked_up(keys, found, ctx);
+                    registry.look_keys_up(ctx);
+                }),
+        );
     }
 
     fn keys_looked_up(
@@ -389,20 +418,31 @@ impl Registry {
     /// Reads what the log says of this life. What life knows is taken before the read: a write that returns during it
     /// may have raised the counter.
     fn observe(&mut self, ctx: &mut Context<Self>) {
+        if self.observing {
+            return;
+        }
+        self.observing = true;
         let log = Arc::clone(&self.log);
         let known = self.life.writer();
-        let read = async move { log.head(known.node).await.map(|head| (known, head)) };
-        ctx.spawn(read.into_actor(self).map(|read, registry, ctx| match read {
-            Ok((known, head)) => {
-                registry.observed(&known, &head);
-                registry.report_condition(ctx);
+        let read = async move {
+            let head = within(OBSERVE_EVERY, log.head(known.node)).await?;
+            Ok((known, head))
+        };
+        ctx.spawn(read.into_actor(self).map(|read, registry, ctx| {
+            registry.observing = false;
+            match read {
+                Ok((known, head)) => {
+                    registry.observed(&known, &head);
+                    registry.report_condition(ctx);
+                }
+                Err(LogError::Unavailable(cause)) => {
+                    warn!(error = %cause, "the decision log does not answer");
+                    registry.log_is_read = false;
+                    registry.log_was_silent();
+                    registry.report_condition(ctx);
+                }
+                Err(LogError::Broken(cause)) => broken(&*cause),
             }
-            Err(LogError::Unavailable(cause)) => {
-                warn!(error = %cause, "the decision log does not answer");
-                registry.log_is_read = false;
-                registry.report_condition(ctx);
-            }
-            Err(LogError::Broken(cause)) => broken(&*cause),
         }));
     }
 
@@ -472,6 +512,17 @@ impl Registry {
     }
 }
 
+/// What a read of the log comes to, if it comes in time. To give a read up harms nothing.
+async fn within<T>(
+    limit: Duration,
+    read: impl Future<Output = Result<T, LogError>>,
+) -> Result<T, LogError> {
+    let silent = || LogError::Unavailable(format!("no answer within {limit:?}").into());
+    tokio::time::timeout(limit, read)
+        .await
+        .unwrap_or_else(|_| Err(silent()))
+}
+
 /// Something could not be read from the log.
 fn unread(error: &LogError, what: &dyn std::fmt::Display) {
     match error {
@@ -504,6 +555,7 @@ impl Actor for Registry {
         self.log_writer = Some(log_writer.start());
         ctx.run_interval(OBSERVE_EVERY, |registry, ctx| registry.observe(ctx));
         self.forget_in_time(ctx);
+        self.look_after_nodes(ctx);
         self.describe_all();
     }
 }
@@ -596,7 +648,7 @@ impl Handler<Find> for Registry {
             return Box::pin(async move { found }.into_actor(self));
         }
         let (question, log) = (self.life.ask(id), Arc::clone(&self.log));
-        let read = async move { log.look_up(id).await };
+        let read = async move { within(READ_MAX, log.look_up(id)).await };
         Box::pin(
             read.into_actor(self)
                 .map(move |read, registry, _| match read {
@@ -755,9 +807,19 @@ impl Handler<Recover> for Registry {
     type Result = ();
 
     fn handle(&mut self, Recover(records): Recover, ctx: &mut Context<Self>) {
+        self.recover(records, ctx);
+    }
+}
+
+impl Registry {
+    fn recover(&mut self, records: Vec<Record>, ctx: &mut Context<Self>) {
         let Some(links) = self.links(ctx) else { return };
         for record in records {
             let (id, created_at) = (record.header.id, record.header.created_at);
+            // Of a node that was adopted before: it is driven already.
+            if self.transactions.contains_key(&id) {
+                continue;
+            }
             let transaction = TransactionActor::recover(record, links.clone()).start();
             let progress = Progress {
                 key_released: true,

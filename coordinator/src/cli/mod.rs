@@ -20,7 +20,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the coordinator until SIGTERM, which lets running transactions finish
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Look after the decision log
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -30,7 +30,7 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Log(command) => log::run(command),
     };
     match result {

@@ -18,10 +18,12 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let _logging = telemetry::start();
     let settings = Settings::gather(args)?;
     actix::System::new().block_on(async {
-        let app = App::build(&settings).await?;
+        let Some(app) = App::build(&settings).await? else {
+            return Ok(ExitCode::SUCCESS);
+        };
         let ready = format!("ready listen={} admin={}", app.listen(), app.admin_listen());
         writeln!(std::io::stdout(), "{ready}").context("standard output is closed")?;
-        match app.run_until_stopped().await? {
+        match app.run_until_stopped().await {
             Ending::Stopped => Ok(ExitCode::SUCCESS),
             Ending::Fenced(why) => {
                 tracing::error!(

@@ -24,6 +24,11 @@ pub async fn readyz(condition: Data<watch::Receiver<Condition>>) -> HttpResponse
             format!("this life of the coordinator is fenced ({why}): it ends")
         }
     };
+    not_ready(why)
+}
+
+/// The answer of a coordinator that can not work, and why.
+pub(super) fn not_ready(why: String) -> HttpResponse {
     let problem = Problem::new(503, "log-unavailable", why);
     HttpResponse::ServiceUnavailable()
         .content_type(PROBLEM_JSON)

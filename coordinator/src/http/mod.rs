@@ -5,6 +5,7 @@ pub mod health;
 pub mod list;
 pub mod participants;
 pub mod problem;
+pub mod starting;
 pub mod transactions;
 
 use actix_web::{

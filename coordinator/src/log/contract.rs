@@ -16,7 +16,8 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, Filter, Opened, Position, Removal, WriteError,
+    Appends, Batch, Decided, DecisionLog, Filter, NotAdopted, Opened, Position, Removal,
+    WriteError,
     memory::{Gate, MemoryLog, Snapshot},
     postgres::tests::InPostgres,
     sqlite::{OpenError, SqliteLog},
@@ -40,6 +41,8 @@ pub(super) trait Backend: Sized + Send + Sync {
     /// The store will have no record of this transaction.
     async fn refuse(&self, id: TransactionId);
     async fn mark_forgotten(&self, through: TransactionId);
+    /// Lets time pass, for the marks of all nodes.
+    async fn age_marks(&self, by: Duration);
     async fn save(&mut self) -> Self::Saved;
     /// Somebody restores a backup.
     async fn go_back(&mut self, saved: Self::Saved);
@@ -51,7 +54,7 @@ impl Backend for InMemory {
     type Saved = Snapshot;
 
     async fn fresh() -> Self {
-        Self(Arc::new(MemoryLog::exclusive()))
+        Self(Arc::new(MemoryLog::shared()))
     }
 
     fn log(&self) -> Arc<dyn DecisionLog> {
@@ -80,6 +83,10 @@ impl Backend for InMemory {
 
     async fn mark_forgotten(&self, through: TransactionId) {
         self.0.mark_forgotten(through);
+    }
+
+    async fn age_marks(&self, by: Duration) {
+        self.0.age_marks(by);
     }
 
     async fn save(&mut self) -> Snapshot {
@@ -171,6 +178,9 @@ impl Backend for InSqlite {
         ))
         .await;
     }
+
+    /// Nobody marks anything in a file.
+    async fn age_marks(&self, _: Duration) {}
 
     async fn mark_forgotten(&self, through: TransactionId) {
         let id = hex(through);
@@ -613,6 +623,136 @@ mod claims {
             [commit],
             "recovery missed a decision"
         );
+    }
+
+    const A_WHILE: Duration = Duration::from_secs(10);
+
+    pub(super) async fn a_node_is_adopted_once_it_was_not_marked_for_a_while<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut owner = Life::begin(&backend, NODE).await;
+        let owed = owner.commit();
+        owner.decide(&*log, [&owed]).await;
+        if !log.is_exclusive() {
+            // To begin is a mark, too.
+            let early = log.adopt(NODE, Some(A_WHILE)).await.unwrap();
+            assert_eq!(early, Err(NotAdopted::SeenLately));
+            for _ in 0..3 {
+                backend.age_marks(A_WHILE - Duration::from_secs(1)).await;
+                let early = log.adopt(NODE, Some(A_WHILE)).await.unwrap();
+                assert_eq!(early, Err(NotAdopted::SeenLately));
+                log.mark(&owner.writer).await.unwrap();
+            }
+            let commit = owner.commit();
+            let stands = owner.decide(&*log, [&commit]).await;
+            assert_eq!(stands, [Standing::Proposed], "nobody fenced it");
+            log.append(&owner.writer, &finish(&commit)).await.unwrap();
+            backend.age_marks(A_WHILE).await;
+        }
+        let adopted = log.adopt(NODE, Some(A_WHILE)).await.unwrap().unwrap();
+        let epoch = owner.writer.epoch.number() + 1;
+        assert_eq!(adopted.writer.epoch.number(), epoch);
+        assert_eq!(log.unfinished(NODE).await.unwrap(), [owed]);
+        let late = owner.commit();
+        let error = assert_takes_nothing(&*log, &owner.writer, &late).await;
+        assert!(matches!(error, WriteError::Fenced(_)), "{error:?}");
+        if !log.is_exclusive() {
+            let again = log.adopt(NODE, Some(A_WHILE)).await.unwrap();
+            assert_eq!(again, Err(NotAdopted::SeenLately), "to adopt is a mark");
+        }
+        let forced = log.adopt(NODE, None).await.unwrap().unwrap();
+        assert_eq!(forced.writer.epoch.number(), epoch + 1);
+    }
+
+    pub(super) async fn whoever_is_fenced_marks_nothing<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let former = Life::begin(&backend, NODE).await;
+        Life::begin(&backend, NODE).await;
+        let other = Life::begin(&backend, Node(2)).await;
+        backend.age_marks(A_WHILE).await;
+        for nothing in [&former, &other] {
+            log.mark(&nothing.writer).await.unwrap();
+        }
+        let adopted = log.adopt(NODE, Some(A_WHILE)).await.unwrap();
+        assert!(adopted.is_ok(), "{adopted:?}");
+    }
+
+    pub(super) async fn neither_an_unknown_node_nor_one_of_a_log_that_went_back_is_adopted<
+        B: Backend,
+    >() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let unknown = log.adopt(NODE, None).await.unwrap();
+        assert_eq!(unknown, Err(NotAdopted::UnknownNode));
+        assert_eq!(log.nodes().await.unwrap(), []);
+        Life::begin(&backend, NODE).await;
+        log.remember_that_it_went_back("a test says so")
+            .await
+            .unwrap();
+        let went_back = log.adopt(NODE, None).await.unwrap();
+        assert_eq!(went_back, Err(NotAdopted::LogWentBack));
+        let head = log.head(NODE).await.unwrap();
+        assert_eq!(head.epoch, Epoch::new(1), "it comes no nearer to lost ones");
+    }
+
+    pub(super) async fn an_adoption_comes_after_the_decisions_under_way<B: Backend>() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut owner = Life::begin(&backend, NODE).await;
+        let commit = owner.commit();
+        backend.hold().await;
+        let deciding = tokio::spawn({
+            let (log, writer, batch) = (Arc::clone(&log), owner.writer, batch([&commit]));
+            async move { log.decide(&writer, &batch).await }
+        });
+        backend.reached().await;
+        let mut adopting = tokio::spawn({
+            let log = Arc::clone(&log);
+            async move {
+                log.adopt(NODE, None).await.unwrap().unwrap();
+                log.unfinished(NODE).await.unwrap()
+            }
+        });
+        // A wait that ends too early could only let a wrong backend pass.
+        let adopted = tokio::time::timeout(Duration::from_millis(50), &mut adopting).await;
+        assert!(adopted.is_err(), "adopted while a decision was under way");
+        backend.release().await;
+        deciding.await.unwrap().unwrap();
+        assert_eq!(adopting.await.unwrap(), [commit]);
+    }
+
+    pub(super) async fn what_a_node_left_that_nobody_runs_is_shown_until_it_is_finished<
+        B: Backend,
+    >() {
+        let backend = B::fresh().await;
+        let log = backend.log();
+        let mut owner = Life::begin(&backend, NODE).await;
+        Life::begin(&backend, Node(2)).await;
+        let owed = [owner.commit(), owner.commit()];
+        owner.decide(&*log, &owed).await;
+        let shown = async || {
+            let abandoned = log.abandoned(A_WHILE).await.unwrap();
+            let shown = abandoned.iter().map(|abandoned| {
+                assert!(abandoned.unseen_for >= A_WHILE, "{abandoned:?}");
+                (abandoned.node, abandoned.unfinished)
+            });
+            shown.collect::<Vec<_>>()
+        };
+        assert_eq!(shown().await, [], "its owner lives");
+        backend.age_marks(A_WHILE).await;
+        if log.is_exclusive() {
+            assert_eq!(shown().await, [], "a start takes over every node");
+            return;
+        }
+        assert_eq!(shown().await, [(NODE, 2)]);
+        log.append(&owner.writer, &finish(&owed[0])).await.unwrap();
+        assert_eq!(shown().await, [(NODE, 1)]);
+        log.mark(&owner.writer).await.unwrap();
+        assert_eq!(shown().await, []);
+        backend.age_marks(A_WHILE).await;
+        log.append(&owner.writer, &finish(&owed[1])).await.unwrap();
+        assert_eq!(shown().await, []);
     }
 
     pub(super) async fn no_record_under_a_fenced_epoch_is_for_ever<B: Backend>() {
@@ -1503,6 +1643,11 @@ macro_rules! contract {
             a_new_epoch_fences_the_older_ones
             an_epoch_is_of_one_node
             an_epoch_opens_after_the_decisions_under_way
+            a_node_is_adopted_once_it_was_not_marked_for_a_while
+            whoever_is_fenced_marks_nothing
+            neither_an_unknown_node_nor_one_of_a_log_that_went_back_is_adopted
+            an_adoption_comes_after_the_decisions_under_way
+            what_a_node_left_that_nobody_runs_is_shown_until_it_is_finished
             no_record_under_a_fenced_epoch_is_for_ever
             a_log_that_went_back_takes_nothing
             a_log_of_another_identity_takes_nothing

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Mutex, MutexGuard},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -18,8 +19,8 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Decided, DecisionLog, Filter, IdentityChange, LogError, Opened, Position,
-    Refused, Removal, View, WriteError, draw_identity,
+    Abandoned, Appends, Batch, Decided, DecisionLog, Filter, IdentityChange, LogError, NotAdopted,
+    Opened, Position, Refused, Removal, View, WriteError, draw_identity,
 };
 
 /// How a write fails.
@@ -82,6 +83,8 @@ pub struct Snapshot {
     keys: BTreeMap<IdempotencyKey, TransactionId>,
     forgotten: BTreeMap<Prefix, TransactionId>,
     participants: BTreeMap<ParticipantName, String>,
+    /// How old each node's mark is. Time passes when a test says so.
+    unseen_for: BTreeMap<Node, Duration>,
 }
 
 #[derive(Debug)]
@@ -131,6 +134,7 @@ impl MemoryLog {
             keys: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             participants: BTreeMap::new(),
+            unseen_for: BTreeMap::new(),
         };
         Self {
             is_exclusive,
@@ -200,6 +204,15 @@ impl MemoryLog {
         let mut state = self.state();
         state.visible = snapshot.clone();
         state.durable = snapshot;
+    }
+
+    /// Lets time pass for the marks of all nodes.
+    pub fn age_marks(&self, by: Duration) {
+        let mut state = self.state();
+        for unseen in state.visible.unseen_for.values_mut() {
+            *unseen += by;
+        }
+        state.durable = state.visible.clone();
     }
 
     /// Says that records up to this one, of its prefix, may be gone.
@@ -347,6 +360,33 @@ impl Snapshot {
         u64::try_from(due.len()).unwrap()
     }
 
+    fn owed(&self, node: Node) -> impl Iterator<Item = &Record> {
+        let owed = move |record: &&Record| {
+            record.header.id.node() == node
+                && record.finished_at.is_none()
+                && !record.decision.is_finished_at_once()
+        };
+        self.records.values().filter(owed)
+    }
+
+    fn open(&mut self, node: Node) -> Result<Opened, LogError> {
+        let epoch = self.raise(node)?;
+        self.unseen_for.insert(node, Duration::ZERO);
+        let Head {
+            identity,
+            former,
+            decisions,
+            ..
+        } = self.head(node);
+        let writer = Writer {
+            node,
+            epoch,
+            identity,
+            decisions_at_least: decisions,
+        };
+        Ok(Opened { writer, former })
+    }
+
     fn raise(&mut self, node: Node) -> Result<Epoch, LogError> {
         let row = self.epochs.get(&node);
         let (newest, decisions) =
@@ -370,23 +410,58 @@ impl DecisionLog for MemoryLog {
     }
 
     async fn open_epoch(&self, node: Node) -> Result<Opened, LogError> {
-        let opened = self.write(true, |log, _| {
-            let epoch = log.raise(node)?;
-            let Head {
-                identity,
-                former,
-                decisions,
-                ..
-            } = log.head(node);
-            let writer = Writer {
-                node,
-                epoch,
-                identity,
-                decisions_at_least: decisions,
-            };
-            Ok(Opened { writer, former })
-        });
+        let opened = self.write(true, |log, _| Ok(log.open(node)?));
         opened.await.map_err(unfenced)
+    }
+
+    async fn mark(&self, writer: &Writer) -> Result<(), LogError> {
+        let marked = self.write(true, |log, _| {
+            if log.head(writer.node).check(writer).is_ok() {
+                log.unseen_for.insert(writer.node, Duration::ZERO);
+            }
+            Ok(())
+        });
+        marked.await.map_err(unfenced)
+    }
+
+    async fn adopt(
+        &self,
+        node: Node,
+        unseen_for: Option<Duration>,
+    ) -> Result<Result<Opened, NotAdopted>, LogError> {
+        let is_exclusive = self.is_exclusive;
+        let went_back = self.went_back.lock().unwrap().is_some();
+        let adopted = self.write(true, |log, _| {
+            if went_back {
+                return Ok(Err(NotAdopted::LogWentBack));
+            }
+            let Some(&unseen) = log.unseen_for.get(&node) else {
+                return Ok(Err(NotAdopted::UnknownNode));
+            };
+            if !is_exclusive && unseen_for.is_some_and(|wanted| unseen < wanted) {
+                return Ok(Err(NotAdopted::SeenLately));
+            }
+            Ok(Ok(log.open(node)?))
+        });
+        adopted.await.map_err(unfenced)
+    }
+
+    async fn abandoned(&self, unseen_for: Duration) -> Result<Vec<Abandoned>, LogError> {
+        if self.is_exclusive {
+            return Ok(Vec::new());
+        }
+        self.read(|log| {
+            let unseen = log.unseen_for.iter();
+            unseen
+                .filter(|(_, unseen)| **unseen >= unseen_for)
+                .map(|(&node, &unseen_for)| Abandoned {
+                    node,
+                    unfinished: u64::try_from(log.owed(node).count()).unwrap(),
+                    unseen_for,
+                })
+                .filter(|abandoned| abandoned.unfinished > 0)
+                .collect()
+        })
     }
 
     async fn head(&self, node: Node) -> Result<Head, LogError> {
@@ -454,14 +529,7 @@ impl DecisionLog for MemoryLog {
     }
 
     async fn unfinished(&self, node: Node) -> Result<Vec<Record>, LogError> {
-        self.read(|log| {
-            let owed = |record: &&Record| {
-                record.header.id.node() == node
-                    && record.finished_at.is_none()
-                    && !record.decision.is_finished_at_once()
-            };
-            log.records.values().filter(owed).cloned().collect()
-        })
+        self.read(|log| log.owed(node).cloned().collect())
     }
 
     async fn went_back(&self) -> Result<Option<String>, LogError> {

@@ -4,6 +4,8 @@
 //! them the same questions. All SQL on decisions is in the backends. What is *not* here: when to write (the log writer
 //! groups what waits), what to tell whom (the protocol's machines), and how long a record is kept.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use unanimous_protocol::{
     id::{Epoch, LogIdentity, Node, ParticipantName, TransactionId},
@@ -71,6 +73,28 @@ pub trait DecisionLog: Send + Sync + 'static {
     ///
     /// An unclear attempt may have raised the epoch; simply open again.
     async fn open_epoch(&self, node: Node) -> Result<Opened, LogError>;
+
+    /// Marks that the writer's node is run, by the log's own clock; [`Self::open_epoch`] does too. A writer that is fenced
+    /// marks nothing. On an exclusive log it does nothing, for there nobody else can be running a node.
+    ///
+    /// A mark decides nothing (design rule 13): it only says when an adoption may be tried.
+    async fn mark(&self, writer: &Writer) -> Result<(), LogError>;
+
+    /// Opens an epoch of a node that others have run, as [`Self::open_epoch`] does, unless it was marked within
+    /// `unseen_for`; `None` asks for no mark. In one atomic step with that check, so that an owner who is just coming
+    /// back is not fenced. On a log of which somebody said that it went back, nothing is adopted: an epoch that is
+    /// raised comes nearer to those that were lost.
+    ///
+    /// An unclear attempt may have raised the epoch, and marked it; ask again.
+    async fn adopt(
+        &self,
+        node: Node,
+        unseen_for: Option<Duration>,
+    ) -> Result<Result<Opened, NotAdopted>, LogError>;
+
+    /// The nodes that have unfinished records and were not marked within `unseen_for`, in ascending order. None on an
+    /// exclusive log, for a start takes over every node in it.
+    async fn abandoned(&self, unseen_for: Duration) -> Result<Vec<Abandoned>, LogError>;
 
     /// What the log says of `node` now, in one snapshot. A coordinator reads it every second and asks
     /// [`Head::check`] whether it may go on (rule 11).
@@ -174,6 +198,31 @@ pub trait DecisionLog: Send + Sync + 'static {
     ///
     /// An unclear attempt may have drawn one; drawing again costs nothing but a number.
     async fn new_identity(&self) -> Result<IdentityChange, LogError>;
+}
+
+/// Why a node can not be adopted now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdopted {
+    /// Somebody runs it, or has ended a moment ago.
+    #[error("it was seen running a moment ago")]
+    SeenLately,
+    /// It never opened an epoch in this log.
+    #[error("this log knows of no such node")]
+    UnknownNode,
+    /// Somebody found that the log went back.
+    #[error("the decision log went back")]
+    LogWentBack,
+}
+
+/// A node that nobody seems to run, and that has left something unfinished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abandoned {
+    /// The node.
+    pub node: Node,
+    /// Commits that some branch has still to be told.
+    pub unfinished: u64,
+    /// Since its last mark.
+    pub unseen_for: Duration,
 }
 
 /// What became of [`DecisionLog::remove_participant`].

@@ -44,9 +44,9 @@ use unanimous_protocol::{
 };
 
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, Filter, Found, IdentityChange, LogError, Opened,
-    Position, Refused, Removal, View, WriteError, damaged, history::meant, parsed, standing,
-    unfenced,
+    Abandoned, Appends, Batch, Cause, Decided, DecisionLog, Filter, Found, IdentityChange,
+    LogError, NotAdopted, Opened, Position, Refused, Removal, View, WriteError, damaged,
+    history::meant, parsed, standing, unfenced,
 };
 
 /// "UNAN": tells our files from any other SQLite file (`PRAGMA application_id`).
@@ -1084,6 +1084,28 @@ impl DecisionLog for SqliteLog {
             },
             former,
         })
+    }
+
+    async fn mark(&self, _: &Writer) -> Result<(), LogError> {
+        Ok(())
+    }
+
+    async fn adopt(
+        &self,
+        node: Node,
+        _: Option<Duration>,
+    ) -> Result<Result<Opened, NotAdopted>, LogError> {
+        if self.went_back().await?.is_some() {
+            return Ok(Err(NotAdopted::LogWentBack));
+        }
+        if self.head(node).await?.epoch.is_none() {
+            return Ok(Err(NotAdopted::UnknownNode));
+        }
+        Ok(Ok(self.open_epoch(node).await?))
+    }
+
+    async fn abandoned(&self, _: Duration) -> Result<Vec<Abandoned>, LogError> {
+        Ok(Vec::new())
     }
 
     async fn head(&self, node: Node) -> Result<Head, LogError> {

@@ -11,7 +11,7 @@ use unanimous_lab::wait::until;
 use unanimous_lab::{Process, Program, ports, postgres, testing};
 
 use crate::support::coordinator::client;
-use crate::support::{Answer, Coordinator, SOON, Stub};
+use crate::support::{Answer, Coordinator, On, SOON, Stub, on_both_logs};
 
 /// What a restart may take until all is settled, from the moment the process is started again.
 const SETTLED_WITHIN: Duration = Duration::from_secs(3);
@@ -132,13 +132,13 @@ impl Ends {
 const AMOUNT: i64 = 100;
 
 impl Town {
-    async fn start() -> Self {
+    async fn start(on: On) -> Self {
         let (east, west) = tokio::join!(testing::fresh_database(1), testing::fresh_database(2));
         let made = "a database can be made";
-        Self::start_on(east.expect(made), west.expect(made)).await
+        Self::start_on(on, east.expect(made), west.expect(made)).await
     }
 
-    async fn start_on(east: String, west: String) -> Self {
+    async fn start_on(on: On, east: String, west: String) -> Self {
         // The banks need the coordinator's address and the coordinator theirs: its port is chosen before it starts.
         let listen = format!("127.0.0.1:{}", ports::free().expect("a free port"));
         let url = format!("http://{listen}");
@@ -147,7 +147,7 @@ impl Town {
             Bank::start("west", west, &url)
         );
         let participants = [("east", east.proxy.url()), ("west", west.proxy.url())];
-        let coordinator = Coordinator::start_at(&listen, &participants).await;
+        let coordinator = Coordinator::start_at(&listen, on, &participants).await;
         Self {
             coordinator,
             east,
@@ -227,9 +227,18 @@ impl Town {
     }
 }
 
-#[tokio::test]
-async fn a_coordinator_killed_after_the_first_commit_message_commits_everywhere() {
-    let mut town = Town::start().await;
+on_both_logs! {
+    a_coordinator_killed_after_the_first_commit_message_commits_everywhere
+    a_coordinator_killed_before_any_commit_message_arrives_commits_everywhere
+    a_coordinator_killed_with_all_votes_in_but_one_undelivered_aborts_everywhere
+    a_participant_killed_between_its_yes_and_the_commit_commits
+    a_participant_killed_between_its_yes_and_an_abort_aborts
+    a_bank_whose_database_is_killed_is_not_ready_and_loses_nothing
+    no_transfer_is_lost_or_doubled_while_coordinator_and_bank_are_killed
+}
+
+async fn a_coordinator_killed_after_the_first_commit_message_commits_everywhere(on: On) {
+    let mut town = Town::start(on).await;
     town.west.proxy.hold("commit");
     let client = town.send_transfer("t1");
     let transaction = town.west.proxy.arrived("commit", 1).await.transaction();
@@ -255,9 +264,8 @@ async fn a_coordinator_killed_after_the_first_commit_message_commits_everywhere(
     town.coordinator.reaches(&transaction, "committed").await;
 }
 
-#[tokio::test]
-async fn a_coordinator_killed_before_any_commit_message_arrives_commits_everywhere() {
-    let mut town = Town::start().await;
+async fn a_coordinator_killed_before_any_commit_message_arrives_commits_everywhere(on: On) {
+    let mut town = Town::start(on).await;
     town.east.proxy.hold("commit");
     town.west.proxy.hold("commit");
     let client = town.send_transfer("t1");
@@ -278,9 +286,8 @@ async fn a_coordinator_killed_before_any_commit_message_arrives_commits_everywhe
         .await;
 }
 
-#[tokio::test]
-async fn a_coordinator_killed_with_all_votes_in_but_one_undelivered_aborts_everywhere() {
-    let mut town = Town::start().await;
+async fn a_coordinator_killed_with_all_votes_in_but_one_undelivered_aborts_everywhere(on: On) {
+    let mut town = Town::start(on).await;
     // Both banks have voted yes, durably. The last vote does not reach the coordinator, so nothing is decided.
     town.west.proxy.hold_answers("prepare");
     let client = town.send_transfer("t1");
@@ -312,9 +319,8 @@ async fn a_coordinator_killed_with_all_votes_in_but_one_undelivered_aborts_every
     town.repeat_is_told("t1", &transaction, Ends::Aborted).await;
 }
 
-#[tokio::test]
-async fn a_participant_killed_between_its_yes_and_the_commit_commits() {
-    let mut town = Town::start().await;
+async fn a_participant_killed_between_its_yes_and_the_commit_commits(on: On) {
+    let mut town = Town::start(on).await;
     town.west.proxy.hold("commit");
     let client = town.send_transfer("t1");
     let transaction = town.west.proxy.arrived("commit", 1).await.transaction();
@@ -338,9 +344,8 @@ async fn a_participant_killed_between_its_yes_and_the_commit_commits() {
     );
 }
 
-#[tokio::test]
-async fn a_participant_killed_between_its_yes_and_an_abort_aborts() {
-    let mut town = Town::start().await;
+async fn a_participant_killed_between_its_yes_and_an_abort_aborts(on: On) {
+    let mut town = Town::start(on).await;
     town.west.proxy.hold("abort");
     town.east.proxy.hold("prepare");
     let client = town.send_transfer("t1");
@@ -376,8 +381,7 @@ async fn a_participant_killed_between_its_yes_and_an_abort_aborts() {
     assert_eq!(town.east.balance(1).await, OPENING);
 }
 
-#[tokio::test]
-async fn a_bank_whose_database_is_killed_is_not_ready_and_loses_nothing() {
+async fn a_bank_whose_database_is_killed_is_not_ready_and_loses_nothing(on: On) {
     // A server of its own: this one is killed.
     let mut server = unanimous_lab::Cluster::start(&unanimous_lab::Options::default().name("west"))
         .await
@@ -385,7 +389,7 @@ async fn a_bank_whose_database_is_killed_is_not_ready_and_loses_nothing() {
     let made = "a database can be made";
     let west = server.create_database("bank").await.expect(made);
     let east = testing::fresh_database(1).await.expect(made);
-    let town = Town::start_on(east, west).await;
+    let town = Town::start_on(on, east, west).await;
     let transfer = Town::transfer();
     town.coordinator.begin_keyed("t1", &transfer).await.is(200);
     server.kill();
@@ -457,11 +461,10 @@ async fn told(client: &reqwest::Client, url: &str, number: usize) -> Option<Stri
     .expect("every client is told")
 }
 
-#[tokio::test]
-async fn no_transfer_is_lost_or_doubled_while_coordinator_and_bank_are_killed() {
+async fn no_transfer_is_lost_or_doubled_while_coordinator_and_bank_are_killed(on: On) {
     const TRANSFERS: usize = 400;
     const CLIENTS: usize = 16;
-    let mut town = Town::start().await;
+    let mut town = Town::start(on).await;
     let url = town.coordinator.url().to_owned();
     let (client, next) = (client(), AtomicUsize::new(0));
     let clients = (0..CLIENTS).map(|_| async {

@@ -2,6 +2,8 @@
 //! answers it takes from `support::stub`.
 
 #[cfg(test)]
+mod adoption;
+#[cfg(test)]
 mod api;
 #[cfg(test)]
 mod arrows;
@@ -10,10 +12,18 @@ mod demo;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod outage;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod standing;
 #[cfg(test)]
+mod start;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod takeover;
+#[cfg(test)]
+mod tls;
 #[cfg(test)]
 mod trouble;

@@ -1,6 +1,5 @@
 //! The coordinator as a program: its start, its end, its command line.
 
-use std::path::Path;
 use std::process::Command;
 
 use reqwest::Method;
@@ -9,19 +8,21 @@ use unanimous_lab::wait::until;
 use unanimous_lab::{Program, scratch};
 
 use crate::support::coordinator::{BINARY, serve};
-use crate::support::{Answer, Coordinator, Does, SOON, Stub, branch};
+use crate::support::{Answer, Coordinator, Does, Log, On, SOON, Stub, branch, on_both_logs};
 
 /// Runs the program until it ends by itself: whether it succeeded, and all it printed.
-async fn runs(program: Program) -> (bool, String) {
+pub(crate) async fn runs(program: Program) -> (bool, String) {
     let mut process = program.start().unwrap();
     let status = process.wait_exit(SOON).await.unwrap();
     (status.success(), process.output().unwrap())
 }
 
-pub(crate) fn new_identity(log: &Path) -> Program {
-    Program::new("new-identity", BINARY)
-        .args(["log", "new-identity", "--log"])
-        .arg(format!("sqlite:{}", log.display()))
+pub(crate) fn new_identity(log: &Log) -> Program {
+    Program::new("new-identity", BINARY).args(["log", "new-identity", "--log", &log.url()])
+}
+
+on_both_logs! {
+    after_a_new_identity_ids_of_the_former_one_are_answered_from_their_records_only
 }
 
 #[tokio::test]
@@ -49,13 +50,13 @@ async fn a_second_coordinator_on_one_file_is_refused_by_name_and_the_first_goes_
     let id = coordinator.open().await;
     let (succeeded, output) = runs(serve(coordinator.log())).await;
     assert!(!succeeded, "{output}");
-    let name = coordinator.log().display().to_string();
+    let name = coordinator.log().path().display().to_string();
     assert!(output.contains(&name), "{output}");
     assert!(!output.contains("ready "), "{output}");
     // By another path to it, too.
-    let link = coordinator.log().with_file_name("link.sqlite");
-    std::os::unix::fs::symlink(coordinator.log(), &link).unwrap();
-    let (succeeded, output) = runs(serve(&link)).await;
+    let link = coordinator.log().path().with_file_name("link.sqlite");
+    std::os::unix::fs::symlink(coordinator.log().path(), &link).unwrap();
+    let (succeeded, output) = runs(serve(&Log::at(&link))).await;
     assert!(!succeeded && output.contains(&name), "{output}");
     coordinator.commit(&id).await.is(200);
 }
@@ -137,6 +138,11 @@ async fn wrong_settings_are_refused_by_name_with_what_to_write_instead() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["--listen", "nowhere"], &["--listen"]),
         (&["--node", "0"], &["--node", "1..=65535"]),
+        (&["--adopt-node", "0"], &["--adopt-node", "1..=65535"]),
+        (
+            &["--node", "7", "--adopt-node", "8,7"],
+            &["--adopt-node 7", "own --node"],
+        ),
         (&["--participant", "east"], &["NAME=URL"]),
         (&["--participant", "East=http://h/"], &["East"]),
         (
@@ -213,7 +219,7 @@ async fn an_address_in_use_is_named() {
     let coordinator = Coordinator::start(&[]).await;
     let directory = scratch::directory("address").unwrap();
     let taken = coordinator.url().trim_start_matches("http://").to_owned();
-    let program = serve(&directory.path().join("log.sqlite"));
+    let program = serve(&Log::at(&directory.path().join("log.sqlite")));
     let program = Program::new("coordinator", BINARY)
         .args(["serve", "--admin-listen", "127.0.0.1:0", "--listen", &taken])
         .directory(directory.path())
@@ -257,19 +263,18 @@ async fn a_new_identity_is_refused_while_a_coordinator_runs_and_for_a_file_that_
     let coordinator = Coordinator::start(&[]).await;
     let (succeeded, output) = runs(new_identity(coordinator.log())).await;
     assert!(!succeeded, "{output}");
-    let name = coordinator.log().display().to_string();
+    let name = coordinator.log().path().display().to_string();
     assert!(output.contains(&name), "{output}");
-    let missing = coordinator.log().with_file_name("missing.sqlite");
-    let (succeeded, output) = runs(new_identity(&missing)).await;
+    let missing = coordinator.log().path().with_file_name("missing.sqlite");
+    let (succeeded, output) = runs(new_identity(&Log::at(&missing))).await;
     assert!(!succeeded && output.contains("missing.sqlite"), "{output}");
     assert!(!missing.exists());
     coordinator.begin(&json!({"commit": true})).await.is(200);
 }
 
-#[tokio::test]
-async fn after_a_new_identity_ids_of_the_former_one_are_answered_from_their_records_only() {
+async fn after_a_new_identity_ids_of_the_former_one_are_answered_from_their_records_only(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     let body = json!({"branches": [branch("east")], "commit": true});
     let finished = coordinator.begin_keyed("k", &body).await.is(200).id();
     coordinator.reaches(&finished, "committed").await;

@@ -11,8 +11,7 @@ use unanimous_protocol::id::{Epoch, TransactionId};
 
 use crate::process::new_identity;
 use crate::support::coordinator::serve;
-use crate::support::sqlite::change;
-use crate::support::{Answer, Coordinator, Does, SOON, Stub, branch};
+use crate::support::{Answer, Coordinator, Does, On, SOON, Stub, branch, on_both_logs};
 
 /// The exit code of a fenced coordinator: a supervisor tells it from a crash.
 const FENCED: i32 = 3;
@@ -33,10 +32,16 @@ fn in_the_next_epoch(id: &str) -> String {
     TransactionId::new(id.prefix(), next, id.sequence()).to_string()
 }
 
-#[tokio::test]
-async fn a_fenced_coordinator_ends_says_why_and_tells_nobody_anything() {
+on_both_logs! {
+    a_fenced_coordinator_ends_says_why_and_tells_nobody_anything
+    over_a_log_that_went_back_nothing_is_decided_the_deadline_included
+    a_branch_prepared_in_an_epoch_that_the_log_does_not_know_shows_that_the_log_went_back
+    no_life_begins_on_a_log_that_went_back_before_it_has_a_new_identity
+}
+
+async fn a_fenced_coordinator_ends_says_why_and_tells_nobody_anything(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     east.hold("prepare");
     let body = json!({"branches": [branch("east")], "commit": true});
     let request = coordinator
@@ -44,7 +49,10 @@ async fn a_fenced_coordinator_ends_says_why_and_tells_nobody_anything() {
         .json(&body);
     let client = tokio::spawn(Answer::try_of(request));
     east.arrived("prepare", 1).await;
-    change(coordinator.log(), "UPDATE epoch SET epoch = epoch + 1").await;
+    coordinator
+        .log()
+        .change("UPDATE epoch SET epoch = epoch + 1")
+        .await;
     east.release("prepare");
     let status = coordinator.process.wait_exit(SOON).await.expect("it ends");
     assert_eq!(status.code(), Some(FENCED), "{status}");
@@ -65,10 +73,9 @@ async fn a_fenced_coordinator_ends_says_why_and_tells_nobody_anything() {
     }
 }
 
-#[tokio::test]
-async fn over_a_log_that_went_back_nothing_is_decided_the_deadline_included() {
+async fn over_a_log_that_went_back_nothing_is_decided_the_deadline_included(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     let of_east = json!({"branches": [branch("east")], "commit": true, "wait": "applied"});
     let recorded = coordinator.begin(&of_east).await.is(200).id();
     east.hold("prepare");
@@ -77,7 +84,10 @@ async fn over_a_log_that_went_back_nothing_is_decided_the_deadline_included() {
     let running = coordinator.begin(&running).await.is(202).id();
     east.arrived("prepare", 2).await;
     // The write of the first commit is gone from the log.
-    change(coordinator.log(), "UPDATE epoch SET decisions = 0").await;
+    coordinator
+        .log()
+        .change("UPDATE epoch SET decisions = 0")
+        .await;
     let deadline = SystemTime::now() + Duration::from_secs(3);
     is_not_ready(&coordinator)
         .await
@@ -115,10 +125,11 @@ async fn over_a_log_that_went_back_nothing_is_decided_the_deadline_included() {
     assert!(coordinator.process.is_running());
 }
 
-#[tokio::test]
-async fn a_branch_prepared_in_an_epoch_that_the_log_does_not_know_shows_that_the_log_went_back() {
+async fn a_branch_prepared_in_an_epoch_that_the_log_does_not_know_shows_that_the_log_went_back(
+    on: On,
+) {
     let east = Stub::start("east").await;
-    let coordinator = Coordinator::start(&[&east]).await;
+    let coordinator = Coordinator::start_on(on, &[&east]).await;
     let lost = in_the_next_epoch(&coordinator.open().await);
     let held = json!({"transaction": lost, "participant": "east", "state": "prepared",
                       "since": "2026-01-02T03:04:05Z"});
@@ -135,12 +146,11 @@ async fn a_branch_prepared_in_an_epoch_that_the_log_does_not_know_shows_that_the
         .problem(503, "log-unavailable");
 }
 
-#[tokio::test]
-async fn no_life_begins_on_a_log_that_went_back_before_it_has_a_new_identity() {
+async fn no_life_begins_on_a_log_that_went_back_before_it_has_a_new_identity(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     let open = coordinator.open().await;
-    change(coordinator.log(), "DELETE FROM epoch").await;
+    coordinator.log().change("DELETE FROM epoch").await;
     is_not_ready(&coordinator).await;
     coordinator.process.kill();
     // Each start would raise the epoch, past the lost ones in the end, and call aborted what they had committed.

@@ -15,7 +15,6 @@ use unanimous_lab::wait::until;
 use unanimous_lab::{Program, scratch};
 
 use crate::support::coordinator::BINARY;
-use crate::support::sqlite::decision_writes;
 use crate::support::{Answer, Coordinator, Does, SOON, Seen, Stub, branch};
 
 fn transfer(participants: &[&str]) -> Value {
@@ -370,7 +369,7 @@ async fn measured_64_clients_share_decision_writes() {
     let coordinator = Coordinator::start(&[&east, &west]).await;
     let body = transfer(&["east", "west"]);
     coordinator.begin(&body).await.is(200);
-    let before = decision_writes(coordinator.log()).await;
+    let before = coordinator.log().decision_writes().await;
     // A closed loop: each asks again as soon as it was answered, and nothing brings them into step.
     let address = coordinator.address();
     let text = Bytes::from(body.to_string());
@@ -386,7 +385,7 @@ async fn measured_64_clients_share_decision_writes() {
         });
     }
     clients.join_all().await;
-    let writes = decision_writes(coordinator.log()).await - before;
+    let writes = coordinator.log().decision_writes().await - before;
     let decisions = i64::try_from(CLIENTS * EACH).unwrap();
     assert!(writes > 0, "the log counts them");
     assert!(

@@ -6,7 +6,7 @@ use actix::{Addr, Context, Handler, Message, ResponseFuture};
 use tracing::warn;
 use unanimous_protocol::{life::Standing, record::Record};
 
-use super::Registry;
+use super::{READ_MAX, Registry, within};
 use crate::{
     actors::transaction::TransactionActor,
     log::{Filter, Position},
@@ -64,7 +64,7 @@ impl Handler<History> for Registry {
                 after,
                 limit,
             } = history;
-            let read = log.history(&filter, after, limit).await;
+            let read = within(READ_MAX, log.history(&filter, after, limit)).await;
             read.inspect_err(|error| {
                 warn!(
                     error = error as &dyn std::error::Error,

@@ -50,9 +50,9 @@ use self::{
     session::{ConnectError, connect_to_write},
 };
 use super::{
-    Appends, Batch, Cause, Decided, DecisionLog, Filter, Found, IdentityChange, LogError, Opened,
-    Position, Refused, Removal, View, WriteError, damaged, history::meant, parsed, standing,
-    unfenced,
+    Abandoned, Appends, Batch, Cause, Decided, DecisionLog, Filter, Found, IdentityChange,
+    LogError, NotAdopted, Opened, Position, Refused, Removal, View, WriteError, damaged,
+    history::meant, parsed, standing, unfenced,
 };
 
 mod notices;
@@ -74,11 +74,18 @@ const START_LOCK: i64 = 0x554e_414e;
 /// Beside the tables, for `_sqlx_migrations` may be a neighbour's.
 const MIGRATIONS_TABLE: &str = "unanimous.coordinator_migrations";
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[(
-    1,
-    "decision log",
-    include_str!("../../../migrations/postgres/0001_decision_log.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "decision log",
+        include_str!("../../../migrations/postgres/0001_decision_log.sql"),
+    ),
+    (
+        2,
+        "seen",
+        include_str!("../../../migrations/postgres/0002_seen.sql"),
+    ),
+];
 
 /// A [`DecisionLog`] in a Postgres database, in the schema `unanimous`.
 pub struct PostgresLog {
@@ -135,6 +142,13 @@ pub enum OpenError {
         "the server refuses: check user, password, database, and that the user may create in it"
     )]
     Refused(#[source] sqlx::Error),
+    /// No connection that the URL asks for.
+    #[error(
+        "the server is not one that the URL trusts: with sslmode=verify-full or verify-ca its certificate must come \
+         from sslrootcert (or a CA that this system trusts) and be for the URL's host; with sslmode=require it must have \
+         TLS at all"
+    )]
+    Untrusted(#[source] sqlx::Error),
     /// There is no log, and none was to be made.
     #[error("there is no decision log in this database")]
     Missing,
@@ -692,6 +706,51 @@ async fn read_head(connection: &mut PgConnection, node: Node) -> Result<Head, Lo
     rows::head(&query.fetch_one(connection).await?)
 }
 
+/// An epoch that was just opened, by the row that has it.
+async fn opened(
+    connection: &mut PgConnection,
+    node: Node,
+    row: &PgRow,
+) -> Result<Opened, LogError> {
+    let epoch = rows::epoch(row.try_get("epoch")?)?;
+    let decisions: i64 = row.try_get("decisions")?;
+    // Read after the epoch: an identity that came in between has raised it once more, so that this life is fenced before
+    // it begins, whichever of the two it has.
+    let Head {
+        identity, former, ..
+    } = read_head(connection, node).await?;
+    Ok(Opened {
+        writer: Writer {
+            node,
+            epoch,
+            identity,
+            decisions_at_least: decisions.unsigned_abs(),
+        },
+        former,
+    })
+}
+
+async fn why_not_adopted(
+    connection: &mut PgConnection,
+    node: Node,
+) -> Result<NotAdopted, LogError> {
+    let row = sqlx::query(sql::WHY_NOT_ADOPTED)
+        .bind(i32::from(node.0))
+        .fetch_one(connection)
+        .await?;
+    Ok(if row.try_get("went_back")? {
+        NotAdopted::LogWentBack
+    } else if row.try_get("known")? {
+        NotAdopted::SeenLately
+    } else {
+        NotAdopted::UnknownNode
+    })
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// Why the fence let nothing through.
 async fn shut(connection: &mut PgConnection, writer: &Writer) -> WriteError {
     match read_head(connection, writer.node).await {
@@ -759,27 +818,66 @@ impl DecisionLog for PostgresLog {
                     .fetch_one(&mut *connection)
                     .await
                     .map_err(epochs_used_up)?;
-                let epoch = rows::epoch(row.try_get("epoch").map_err(LogError::from)?)?;
-                let decisions: i64 = row.try_get("decisions").map_err(LogError::from)?;
-                // Read after the epoch: an identity that came in between has raised it once more, so that this life is
-                // fenced before it begins, whichever of the two it has.
-                let Head {
-                    identity, former, ..
-                } = read_head(connection, node).await?;
-                Ok(Opened {
-                    writer: Writer {
-                        node,
-                        epoch,
-                        identity,
-                        decisions_at_least: decisions.unsigned_abs(),
-                    },
-                    former,
-                })
+                Ok(opened(connection, node, &row).await?)
             })
         });
         let opened = self.core.write(job).await.map_err(unfenced)?;
         self.core.know_durable(node, opened.writer.epoch);
         Ok(opened)
+    }
+
+    async fn mark(&self, writer: &Writer) -> Result<(), LogError> {
+        let writer = *writer;
+        let job: Job<()> = Box::new(move |connection| {
+            Box::pin(async move {
+                let marked = fenced(sql::MARK, &writer).execute(connection).await;
+                marked.map_err(LogError::from)?;
+                Ok(())
+            })
+        });
+        self.core.write(job).await.map_err(unfenced)
+    }
+
+    async fn adopt(
+        &self,
+        node: Node,
+        unseen_for: Option<Duration>,
+    ) -> Result<Result<Opened, NotAdopted>, LogError> {
+        let job: Job<Result<Opened, NotAdopted>> = Box::new(move |connection| {
+            Box::pin(async move {
+                let row = sqlx::query(sql::ADOPT)
+                    .bind(i32::from(node.0))
+                    .bind(unseen_for.map(milliseconds))
+                    .fetch_optional(&mut *connection)
+                    .await
+                    .map_err(epochs_used_up)?;
+                Ok(match row {
+                    Some(row) => Ok(opened(connection, node, &row).await?),
+                    None => Err(why_not_adopted(connection, node).await?),
+                })
+            })
+        });
+        let adopted = self.core.write(job).await.map_err(unfenced)?;
+        if let Ok(opened) = &adopted {
+            self.core.know_durable(node, opened.writer.epoch);
+        }
+        Ok(adopted)
+    }
+
+    async fn abandoned(&self, unseen_for: Duration) -> Result<Vec<Abandoned>, LogError> {
+        let query = sqlx::query(sql::ABANDONED).bind(milliseconds(unseen_for));
+        let rows = self.core.read(query.fetch_all(&self.core.readers)).await?;
+        let abandoned = |row: &PgRow| {
+            let node = parsed("node", u16::try_from(row.try_get::<i32, _>("node")?))?;
+            let unseen_for: i64 = row.try_get("unseen_for")?;
+            Ok(Abandoned {
+                node: Node(node),
+                unfinished: row.try_get::<i64, _>("unfinished")?.unsigned_abs(),
+                unseen_for: Duration::from_millis(unseen_for.unsigned_abs()),
+            })
+        };
+        let abandoned: Result<Vec<_>, LogError> = rows.iter().map(abandoned).collect();
+        self.core.noting(abandoned)
     }
 
     async fn head(&self, node: Node) -> Result<Head, LogError> {

@@ -166,8 +166,37 @@ ORDER BY p.at";
 /// Waits for the row's lock, which every write of this node holds until its commit.
 pub(super) const OPEN_EPOCH: &str = "
 INSERT INTO unanimous.epoch AS e (node, epoch, decisions) VALUES ($1, 1, 0)
-ON CONFLICT (node) DO UPDATE SET epoch = e.epoch + 1
+ON CONFLICT (node) DO UPDATE SET epoch = e.epoch + 1, seen_at = clock_timestamp()
 RETURNING epoch, decisions";
+
+/// The clock is read once the row's lock is held.
+pub(super) const MARK: &str = concat!(
+    "UPDATE unanimous.epoch SET seen_at = clock_timestamp()
+    ",
+    fence!()
+);
+
+/// Waits for the row's lock as [`OPEN_EPOCH`] does. When its owner marked or opened it meanwhile, the condition is asked
+/// again of the new version.
+pub(super) const ADOPT: &str = "
+UPDATE unanimous.epoch SET epoch = epoch + 1, seen_at = clock_timestamp()
+WHERE node = $1 AND ($2::bigint IS NULL OR seen_at <= clock_timestamp() - $2::bigint * interval '1 millisecond')
+  AND NOT EXISTS (SELECT FROM unanimous.went_back)
+RETURNING epoch, decisions";
+
+pub(super) const WHY_NOT_ADOPTED: &str = "
+SELECT EXISTS (SELECT FROM unanimous.went_back) AS went_back,
+       EXISTS (SELECT FROM unanimous.epoch WHERE node = $1) AS known";
+
+pub(super) const ABANDONED: &str = "
+SELECT epoch.node, left_over.unfinished,
+       (extract(epoch FROM clock_timestamp() - epoch.seen_at) * 1000)::bigint AS unseen_for
+FROM unanimous.epoch CROSS JOIN LATERAL (
+    SELECT count(*) AS unfinished FROM unanimous.record
+    WHERE record.node = epoch.node AND record.second_phase AND record.finished_at IS NULL
+) AS left_over
+WHERE epoch.seen_at <= clock_timestamp() - $1::bigint * interval '1 millisecond' AND left_over.unfinished > 0
+ORDER BY epoch.node";
 
 /// The lock waits for every write under way, of decisions and epochs alike, and holds off new ones.
 pub(super) const LOCK_EPOCHS: &str = "LOCK TABLE unanimous.epoch IN EXCLUSIVE MODE";

@@ -154,6 +154,14 @@ impl Backend for InPostgres {
         .await;
     }
 
+    async fn age_marks(&self, by: Duration) {
+        let ms = by.as_millis();
+        self.run(format!(
+            "UPDATE unanimous.epoch SET seen_at = seen_at - {ms} * interval '1 millisecond'"
+        ))
+        .await;
+    }
+
     async fn mark_forgotten(&self, through: TransactionId) {
         self.run(format!(
             "INSERT INTO unanimous.forgotten
@@ -534,6 +542,9 @@ async fn every_statement_finds_its_rows_by_an_index() {
         ("unfinished", super::sql::UNFINISHED, 1),
         ("forget", super::sql::FORGET, 7),
         ("is named", super::sql::IS_NAMED, 1),
+        ("mark", super::sql::MARK, 4),
+        ("adopt", super::sql::ADOPT, 2),
+        ("abandoned", super::sql::ABANDONED, 1),
         ("page by key", super::sql::PAGE_BY_KEY, 8),
         ("page of unfinished", super::sql::PAGE_UNFINISHED, 8),
         ("page by label", super::sql::PAGE_BY_LABEL, 8),

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Coordinator, Does, Stub, branch};
+use crate::support::{Answer, Coordinator, Does, On, Stub, branch, on_both_logs};
 
 fn transfer() -> Value {
     json!({"branches": [branch("east")], "commit": true})
@@ -14,10 +14,19 @@ const NO: Does = Does::Refuse {
     reason: "no",
 };
 
-#[tokio::test]
-async fn a_repeat_gets_the_same_transaction_and_does_its_work_once() {
+on_both_logs! {
+    a_repeat_gets_the_same_transaction_and_does_its_work_once
+    a_key_whose_outcome_was_told_survives_a_kill_right_after_it
+    a_key_whose_outcome_was_not_recorded_begins_anew_and_the_first_one_is_aborted
+    a_repeat_without_commit_is_201_even_when_the_transaction_has_ended
+    an_abort_is_an_answer_and_consumes_the_key
+    of_64_requests_at_once_one_makes_the_transaction_and_all_are_answered_with_it
+    a_repeat_is_answered_though_its_participant_is_no_longer_registered
+}
+
+async fn a_repeat_gets_the_same_transaction_and_does_its_work_once(on: On) {
     let east = Stub::start("east").await;
-    let coordinator = Coordinator::start(&[&east]).await;
+    let coordinator = Coordinator::start_on(on, &[&east]).await;
     let first = coordinator.begin_keyed("k-1", &transfer()).await.is(200);
     assert_eq!(first.body["idempotency_key"], "k-1");
     let again = coordinator.begin_keyed("k-1", &transfer()).await.is(200);
@@ -96,10 +105,9 @@ async fn a_repeat_while_it_runs_is_answered_as_it_stands_and_waits_with_it() {
     assert_eq!(east.seen_of("prepare").len(), 1);
 }
 
-#[tokio::test]
-async fn a_key_whose_outcome_was_told_survives_a_kill_right_after_it() {
+async fn a_key_whose_outcome_was_told_survives_a_kill_right_after_it(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     let committed = coordinator.begin_keyed("good", &transfer()).await.is(200);
     east.once("prepare", NO);
     let aborted = coordinator.begin_keyed("bad", &transfer()).await;
@@ -122,10 +130,9 @@ async fn a_key_whose_outcome_was_told_survives_a_kill_right_after_it() {
     assert_eq!(east.seen_of("prepare").len(), 2, "no work was done twice");
 }
 
-#[tokio::test]
-async fn a_key_whose_outcome_was_not_recorded_begins_anew_and_the_first_one_is_aborted() {
+async fn a_key_whose_outcome_was_not_recorded_begins_anew_and_the_first_one_is_aborted(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     east.hold("prepare");
     let mut now = transfer();
     now["wait"] = "none".into();
@@ -140,9 +147,8 @@ async fn a_key_whose_outcome_was_not_recorded_begins_anew_and_the_first_one_is_a
     assert_eq!(shown.body["reason"]["code"], "coordinator-restarted");
 }
 
-#[tokio::test]
-async fn a_repeat_without_commit_is_201_even_when_the_transaction_has_ended() {
-    let mut coordinator = Coordinator::start(&[]).await;
+async fn a_repeat_without_commit_is_201_even_when_the_transaction_has_ended(on: On) {
+    let mut coordinator = Coordinator::start_on(on, &[]).await;
     let body = json!({"labels": {"order": "1"}});
     let id = coordinator.begin_keyed("k", &body).await.is(201).id();
     let again = coordinator.begin_keyed("k", &body).await.is(201);
@@ -189,10 +195,9 @@ async fn a_request_that_made_no_transaction_does_not_consume_its_key() {
     assert_eq!(again.id(), id, "nor did the 422 change anything");
 }
 
-#[tokio::test]
-async fn an_abort_is_an_answer_and_consumes_the_key() {
+async fn an_abort_is_an_answer_and_consumes_the_key(on: On) {
     let east = Stub::start("east").await;
-    let coordinator = Coordinator::start(&[&east]).await;
+    let coordinator = Coordinator::start_on(on, &[&east]).await;
     east.once("prepare", NO);
     let first = coordinator.begin_keyed("k", &transfer()).await;
     let first = first.aborted("refused");
@@ -230,10 +235,9 @@ async fn a_key_is_1_to_255_printable_ascii_characters_and_given_once() {
     }
 }
 
-#[tokio::test]
-async fn of_64_requests_at_once_one_makes_the_transaction_and_all_are_answered_with_it() {
+async fn of_64_requests_at_once_one_makes_the_transaction_and_all_are_answered_with_it(on: On) {
     let east = Stub::start("east").await;
-    let coordinator = Coordinator::start(&[&east]).await;
+    let coordinator = Coordinator::start_on(on, &[&east]).await;
     let body = transfer();
     for key in ["one", "two"] {
         let requests = (0..64).map(|_| coordinator.begin_keyed(key, &body));
@@ -246,10 +250,9 @@ async fn of_64_requests_at_once_one_makes_the_transaction_and_all_are_answered_w
     assert_eq!(east.seen_of("prepare").len(), 2);
 }
 
-#[tokio::test]
-async fn a_repeat_is_answered_though_its_participant_is_no_longer_registered() {
+async fn a_repeat_is_answered_though_its_participant_is_no_longer_registered(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     let id = coordinator.begin_keyed("k", &transfer()).await.is(200).id();
     coordinator.reaches(&id, "committed").await;
     let without = crate::support::coordinator::serve(coordinator.log());

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use unanimous_lab::wait::until;
 
-use crate::support::{Answer, Coordinator, Does, SOON, Stub, branch};
+use crate::support::{Answer, Coordinator, Does, On, SOON, Stub, branch, on_both_logs};
 
 async fn list(coordinator: &Coordinator, query: &str) -> Answer {
     coordinator.get(&format!("/v1/transactions?{query}")).await
@@ -30,10 +30,14 @@ fn set<const N: usize>(ids: [&String; N]) -> BTreeSet<String> {
     ids.into_iter().cloned().collect()
 }
 
-#[tokio::test]
-async fn paging_while_others_begin_shows_each_transaction_once() {
+on_both_logs! {
+    paging_while_others_begin_shows_each_transaction_once
+    each_filter_finds_what_is_in_memory_and_what_is_in_the_log
+}
+
+async fn paging_while_others_begin_shows_each_transaction_once(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     let body = json!({"branches": [branch("east")], "commit": true});
     let mut there = BTreeSet::new();
     for number in 0..250 {
@@ -87,10 +91,9 @@ async fn paging_while_others_begin_shows_each_transaction_once() {
     assert_ne!(by_east(&page), Value::Null);
 }
 
-#[tokio::test]
-async fn each_filter_finds_what_is_in_memory_and_what_is_in_the_log() {
+async fn each_filter_finds_what_is_in_memory_and_what_is_in_the_log(on: On) {
     let (east, west) = (Stub::start("east").await, Stub::start("west").await);
-    let mut coordinator = Coordinator::start(&[&east, &west]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east, &west]).await;
     let labelled = |participant: &str, order: &str, commit: bool| {
         json!({"branches": [branch(participant)], "commit": commit,
                "labels": {"order": order, "kind": "a:b"}})

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use unanimous_protocol::id::{Epoch, LogIdentity, Node, Prefix, Sequence, TransactionId};
 
-use crate::support::{Answer, Coordinator, Does, Stub, branch};
+use crate::support::{Answer, Coordinator, Does, On, Stub, branch, on_both_logs};
 
 #[track_caller]
 fn is_informed(answer: &Answer, id: &str, participant: &str, outcome: &str) {
@@ -62,10 +62,19 @@ async fn told_to_clients(coordinator: &Coordinator, id: &str) -> Vec<Answer> {
     answers
 }
 
-#[tokio::test]
-async fn an_inquiry_is_told_pending_until_the_decision_and_then_the_decision() {
+on_both_logs! {
+    an_inquiry_is_told_pending_until_the_decision_and_then_the_decision
+    a_read_only_branch_is_told_aborted_and_a_name_that_is_no_branch_pending
+    another_log_s_id_is_404_for_everybody
+    an_id_of_this_life_that_was_not_issued_is_404_for_clients_and_pending_for_participants
+    an_id_that_the_log_can_not_know_is_503_for_clients_and_pending_for_participants
+    an_id_of_a_former_life_without_a_record_is_aborted
+    the_next_life_finishes_what_was_committed
+}
+
+async fn an_inquiry_is_told_pending_until_the_decision_and_then_the_decision(on: On) {
     let (east, west) = (Stub::start("east").await, Stub::start("west").await);
-    let coordinator = Coordinator::start(&[&east, &west]).await;
+    let coordinator = Coordinator::start_on(on, &[&east, &west]).await;
     let body = json!({"branches": [branch("east"), branch("west")]});
     let id = coordinator.begin(&body).await.id();
     let asked = coordinator.outcome(&id, "east").await;
@@ -113,10 +122,9 @@ async fn an_aborted_transaction_is_aborted_for_every_name() {
     }
 }
 
-#[tokio::test]
-async fn a_read_only_branch_is_told_aborted_and_a_name_that_is_no_branch_pending() {
+async fn a_read_only_branch_is_told_aborted_and_a_name_that_is_no_branch_pending(on: On) {
     let (east, west) = (Stub::start("east").await, Stub::start("west").await);
-    let mut coordinator = Coordinator::start(&[&east, &west]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east, &west]).await;
     east.always("prepare", Does::Vote("read_only"));
     west.hold("commit");
     let body = json!({"branches": [branch("east"), branch("west")], "commit": true});
@@ -146,10 +154,9 @@ async fn a_read_only_branch_is_told_aborted_and_a_name_that_is_no_branch_pending
     }
 }
 
-#[tokio::test]
-async fn another_log_s_id_is_404_for_everybody() {
+async fn another_log_s_id_is_404_for_everybody(on: On) {
     let east = Stub::start("east").await;
-    let coordinator = Coordinator::start(&[&east]).await;
+    let coordinator = Coordinator::start_on(on, &[&east]).await;
     let mut parts = Parts::of(&coordinator.open().await);
     parts.identity ^= 1;
     for answer in told_to_clients(&coordinator, &parts.id()).await {
@@ -159,10 +166,11 @@ async fn another_log_s_id_is_404_for_everybody() {
     asked.problem(404, "foreign-transaction");
 }
 
-#[tokio::test]
-async fn an_id_of_this_life_that_was_not_issued_is_404_for_clients_and_pending_for_participants() {
+async fn an_id_of_this_life_that_was_not_issued_is_404_for_clients_and_pending_for_participants(
+    on: On,
+) {
     let east = Stub::start("east").await;
-    let coordinator = Coordinator::start(&[&east]).await;
+    let coordinator = Coordinator::start_on(on, &[&east]).await;
     let issued = Parts::of(&coordinator.open().await).sequence;
     for sequence in [issued + 1, issued + 1000, issued.saturating_sub(1)] {
         let mut parts = Parts::of(&coordinator.open().await);
@@ -181,10 +189,9 @@ async fn an_id_of_this_life_that_was_not_issued_is_404_for_clients_and_pending_f
     }
 }
 
-#[tokio::test]
-async fn an_id_that_the_log_can_not_know_is_503_for_clients_and_pending_for_participants() {
+async fn an_id_that_the_log_can_not_know_is_503_for_clients_and_pending_for_participants(on: On) {
     let east = Stub::start("east").await;
-    let coordinator = Coordinator::start(&[&east]).await;
+    let coordinator = Coordinator::start_on(on, &[&east]).await;
     let newer_epoch = Parts {
         epoch: 2,
         ..Parts::of(&coordinator.open().await)
@@ -230,10 +237,9 @@ async fn an_id_of_another_node_of_this_log_is_404_with_the_node() {
     is_informed(&asked, &fenced, "east", "aborted");
 }
 
-#[tokio::test]
-async fn an_id_of_a_former_life_without_a_record_is_aborted() {
+async fn an_id_of_a_former_life_without_a_record_is_aborted(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     east.hold("prepare");
     let open = coordinator.open().await;
     let body = json!({"branches": [branch("east")], "commit": true, "wait": "none"});
@@ -263,10 +269,9 @@ async fn an_id_of_a_former_life_without_a_record_is_aborted() {
     }
 }
 
-#[tokio::test]
-async fn the_next_life_finishes_what_was_committed() {
+async fn the_next_life_finishes_what_was_committed(on: On) {
     let (east, west) = (Stub::start("east").await, Stub::start("west").await);
-    let mut coordinator = Coordinator::start(&[&east, &west]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east, &west]).await;
     east.hold("commit");
     let body = json!({"branches": [branch("east"), branch("west")], "commit": true});
     let id = coordinator.begin(&body).await.is(200).id();

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use unanimous_lab::wait::until;
 
-use crate::support::{Answer, Coordinator, Does, SOON, Stub, branch};
+use crate::support::{Answer, Coordinator, Does, On, SOON, Stub, branch, on_both_logs};
 
 const LIST: &str = "/admin/v1/participants";
 
@@ -29,10 +29,16 @@ fn commits_at(participant: &str) -> Value {
     json!({"branches": [branch(participant)], "commit": true})
 }
 
-#[tokio::test]
-async fn a_participant_is_registered_replaced_and_removed_while_the_coordinator_runs() {
+on_both_logs! {
+    a_participant_is_registered_replaced_and_removed_while_the_coordinator_runs
+    a_participant_is_not_removed_while_an_unfinished_transaction_names_it
+    what_was_given_at_start_wins_and_is_not_changed_here
+    what_is_unfinished_of_a_name_that_is_gone_waits_visibly_until_it_is_put_again
+}
+
+async fn a_participant_is_registered_replaced_and_removed_while_the_coordinator_runs(on: On) {
     let (one, other) = (Stub::start("east").await, Stub::start("east").await);
-    let mut coordinator = Coordinator::start(&[]).await;
+    let mut coordinator = Coordinator::start_on(on, &[]).await;
     let none = get(&coordinator, LIST).await.is(200);
     assert_eq!(none.body, json!({"participants": []}));
     let refused = coordinator.begin(&commits_at("east")).await;
@@ -87,10 +93,9 @@ async fn a_participant_is_registered_replaced_and_removed_while_the_coordinator_
     refused.problem(400, "unknown-participant");
 }
 
-#[tokio::test]
-async fn a_participant_is_not_removed_while_an_unfinished_transaction_names_it() {
+async fn a_participant_is_not_removed_while_an_unfinished_transaction_names_it(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[]).await;
+    let mut coordinator = Coordinator::start_on(on, &[]).await;
     put(&coordinator, "east", &east.url()).await.is(201);
     // Undecided, in memory only.
     let open = coordinator.open().await;
@@ -116,10 +121,9 @@ async fn a_participant_is_not_removed_while_an_unfinished_transaction_names_it()
     coordinator.reaches(&id, "committed").await;
 }
 
-#[tokio::test]
-async fn what_was_given_at_start_wins_and_is_not_changed_here() {
+async fn what_was_given_at_start_wins_and_is_not_changed_here(on: On) {
     let (kept, given) = (Stub::start("east").await, Stub::start("east").await);
-    let mut coordinator = Coordinator::start(&[]).await;
+    let mut coordinator = Coordinator::start_on(on, &[]).await;
     put(&coordinator, "east", &kept.url()).await.is(201);
     coordinator.process.kill();
     let program = crate::support::coordinator::serve(coordinator.log());
@@ -139,10 +143,9 @@ async fn what_was_given_at_start_wins_and_is_not_changed_here() {
     assert_eq!(kept.seen_of("prepare").len(), 0);
 }
 
-#[tokio::test]
-async fn what_is_unfinished_of_a_name_that_is_gone_waits_visibly_until_it_is_put_again() {
+async fn what_is_unfinished_of_a_name_that_is_gone_waits_visibly_until_it_is_put_again(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = Coordinator::start(&[&east]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east]).await;
     east.always("commit", Does::Hang);
     let id = coordinator.begin(&commits_at("east")).await.is(200).id();
     coordinator.process.kill();

@@ -3,16 +3,12 @@
 use serde_json::json;
 use unanimous_lab::wait::until;
 
-use crate::support::{Coordinator, Does, SOON, Stub, branch};
+use crate::support::{Coordinator, Does, On, SOON, Stub, branch, on_both_logs};
 
 const SHORT: [&str; 2] = ["--retention", "1s"];
 
-async fn with_short_retention(participants: &[&Stub]) -> Coordinator {
-    let named: Vec<(&str, String)> = participants
-        .iter()
-        .map(|stub| (stub.name.as_str(), stub.url()))
-        .collect();
-    Coordinator::start_with(&named, |program| program.args(SHORT)).await
+async fn with_short_retention(on: On, participants: &[&Stub]) -> Coordinator {
+    Coordinator::start_on_with(on, participants, |program| program.args(SHORT)).await
 }
 
 async fn is_forgotten(coordinator: &Coordinator, id: &str) {
@@ -28,10 +24,15 @@ async fn is_forgotten(coordinator: &Coordinator, id: &str) {
     .expect("it is forgotten");
 }
 
-#[tokio::test]
-async fn what_ended_is_forgotten_after_the_retention_and_its_key_is_free_again() {
+on_both_logs! {
+    what_ended_is_forgotten_after_the_retention_and_its_key_is_free_again
+    what_is_unfinished_is_never_forgotten
+    a_record_answers_until_its_retention_is_over
+}
+
+async fn what_ended_is_forgotten_after_the_retention_and_its_key_is_free_again(on: On) {
     let east = Stub::start("east").await;
-    let mut coordinator = with_short_retention(&[&east]).await;
+    let mut coordinator = with_short_retention(on, &[&east]).await;
     let body = json!({"branches": [branch("east")], "commit": true});
     let committed = coordinator.begin_keyed("k", &body).await.is(200).id();
     let aborted = coordinator.open().await;
@@ -63,11 +64,10 @@ async fn what_ended_is_forgotten_after_the_retention_and_its_key_is_free_again()
     }
 }
 
-#[tokio::test]
-async fn what_is_unfinished_is_never_forgotten() {
+async fn what_is_unfinished_is_never_forgotten(on: On) {
     let east = Stub::start("east").await;
     let west = Stub::start("west").await;
-    let mut coordinator = with_short_retention(&[&east, &west]).await;
+    let mut coordinator = with_short_retention(on, &[&east, &west]).await;
     east.always("commit", Does::Hang);
     let both = json!({"branches": [branch("east"), branch("west")], "commit": true});
     let unfinished = coordinator.begin_keyed("k", &both).await.is(200).id();
@@ -89,11 +89,10 @@ async fn what_is_unfinished_is_never_forgotten() {
     is_forgotten(&coordinator, &unfinished).await;
 }
 
-#[tokio::test]
-async fn a_record_answers_until_its_retention_is_over() {
+async fn a_record_answers_until_its_retention_is_over(on: On) {
     let east = Stub::start("east").await;
-    let coordinator = Coordinator::start(&[&east]).await;
-    let other = with_short_retention(&[&east]).await;
+    let coordinator = Coordinator::start_on(on, &[&east]).await;
+    let other = with_short_retention(on, &[&east]).await;
     let body = json!({"branches": [branch("east")], "commit": true});
     let kept = coordinator.begin_keyed("k", &body).await.is(200).id();
     let forgotten = other.begin(&body).await.is(200).id();

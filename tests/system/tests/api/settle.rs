@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Coordinator, Does, Stub, branch};
+use crate::support::{Coordinator, Does, On, Stub, branch, on_both_logs};
 
 async fn open_with(coordinator: &Coordinator, participants: &[&str]) -> String {
     let branches: Vec<Value> = participants.iter().map(|name| branch(name)).collect();
@@ -18,6 +18,10 @@ fn commit_path(id: &str) -> String {
 
 fn abort_path(id: &str) -> String {
     format!("/v1/transactions/{id}/abort")
+}
+
+on_both_logs! {
+    a_transaction_that_ended_is_shown_the_same_from_its_record_in_the_next_life
 }
 
 #[tokio::test]
@@ -133,10 +137,9 @@ async fn a_repeated_commit_returns_the_answer_as_it_stands() {
     }
 }
 
-#[tokio::test]
-async fn a_transaction_that_ended_is_shown_the_same_from_its_record_in_the_next_life() {
+async fn a_transaction_that_ended_is_shown_the_same_from_its_record_in_the_next_life(on: On) {
     let (east, west) = (Stub::start("east").await, Stub::start("west").await);
-    let mut coordinator = Coordinator::start(&[&east, &west]).await;
+    let mut coordinator = Coordinator::start_on(on, &[&east, &west]).await;
     let labels = json!({"order": "4711"});
     let body = json!({
         "branches": [branch("east"), branch("west")], "commit": true, "labels": labels,

@@ -1,16 +1,15 @@
 //! The coordinator as a process of its own, and what it answers.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use reqwest::header::{HeaderMap, HeaderName};
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use unanimous_lab::wait::until;
-use unanimous_lab::{Process, Program, scratch};
+use unanimous_lab::{Process, Program};
 
-use super::{SOON, Stub};
+use super::{Log, On, SOON, Stub};
 
 /// The coordinator's binary.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_system-unanimous");
@@ -32,17 +31,22 @@ pub(crate) fn client() -> Client {
 /// Any free port.
 const ANYWHERE: &str = "127.0.0.1:0";
 
-/// `serve` on free ports; the log is in `log`.
-pub(crate) fn serve(log: &Path) -> Program {
+/// `serve` on free ports with this log.
+pub(crate) fn serve(log: &Log) -> Program {
     serve_at(ANYWHERE, log)
 }
 
-fn serve_at(listen: &str, log: &Path) -> Program {
+fn serve_at(listen: &str, log: &Log) -> Program {
     Program::new("coordinator", BINARY)
         .args(["serve", "--listen", listen])
         .args(["--admin-listen", "127.0.0.1:0"])
-        .arg("--log")
-        .arg(format!("sqlite:{}", log.display()))
+        .args(["--log", &log.url()])
+}
+
+/// These participants, for the command line.
+pub(crate) fn named(participants: &[&Stub]) -> Vec<(String, String)> {
+    let named = participants.iter();
+    named.map(|stub| (stub.name.clone(), stub.url())).collect()
 }
 
 /// A running coordinator with a log of its own.
@@ -51,43 +55,63 @@ pub(crate) struct Coordinator {
     url: String,
     admin_url: String,
     client: Client,
-    log: PathBuf,
-    _directory: TempDir,
+    log: Arc<Log>,
 }
 
 impl Coordinator {
-    /// Starts one that knows these participants.
+    /// Starts one that knows these participants, on a file of its own.
     pub(crate) async fn start(participants: &[&Stub]) -> Self {
-        let named: Vec<(&str, String)> = participants
-            .iter()
-            .map(|stub| (stub.name.as_str(), stub.url()))
-            .collect();
-        Self::start_with(&named, |program| program).await
+        Self::start_on(On::Sqlite, participants).await
     }
 
-    /// Starts one that knows participants at these URLs, with further arguments.
+    /// Starts one that knows these participants, on a log of its own.
+    pub(crate) async fn start_on(on: On, participants: &[&Stub]) -> Self {
+        Self::start_on_with(on, participants, |program| program).await
+    }
+
+    /// Starts one that knows these participants, on a log of its own, with further arguments.
+    pub(crate) async fn start_on_with(
+        on: On,
+        participants: &[&Stub],
+        further: impl FnOnce(Program) -> Program,
+    ) -> Self {
+        let log = Arc::new(Log::fresh(on).await);
+        Self::launch(ANYWHERE, log, &named(participants), further).await
+    }
+
+    /// Starts one that knows participants at these URLs, on a file of its own, with further arguments.
     pub(crate) async fn start_with(
         participants: &[(&str, String)],
         further: impl FnOnce(Program) -> Program,
     ) -> Self {
-        Self::launch(ANYWHERE, participants, further).await
+        let log = Arc::new(Log::fresh(On::Sqlite).await);
+        Self::launch(ANYWHERE, log, participants, further).await
     }
 
     /// Starts one at a chosen address, where its later lives are found too.
-    pub(crate) async fn start_at(listen: &str, participants: &[(&str, String)]) -> Self {
-        Self::launch(listen, participants, |program| program).await
+    pub(crate) async fn start_at(listen: &str, on: On, participants: &[(&str, String)]) -> Self {
+        let log = Arc::new(Log::fresh(on).await);
+        Self::launch(listen, log, participants, |program| program).await
+    }
+
+    /// Starts one beside others on their log, with further arguments.
+    pub(crate) async fn start_beside(
+        log: &Arc<Log>,
+        participants: &[&Stub],
+        further: impl FnOnce(Program) -> Program,
+    ) -> Self {
+        Self::launch(ANYWHERE, Arc::clone(log), &named(participants), further).await
     }
 
     async fn launch(
         listen: &str,
-        participants: &[(&str, String)],
+        log: Arc<Log>,
+        participants: &[(impl AsRef<str>, String)],
         further: impl FnOnce(Program) -> Program,
     ) -> Self {
-        let directory = scratch::directory("coordinator").expect("a directory can be made");
-        let log = directory.path().join("log.sqlite");
         let mut program = serve_at(listen, &log);
         for (name, url) in participants {
-            program = program.args(["--participant", &format!("{name}={url}")]);
+            program = program.args(["--participant", &format!("{}={url}", name.as_ref())]);
         }
         let process = further(program).start().expect("the coordinator starts");
         let mut coordinator = Self {
@@ -96,7 +120,6 @@ impl Coordinator {
             admin_url: String::new(),
             client: client(),
             log,
-            _directory: directory,
         };
         coordinator.wait_until_ready().await;
         coordinator
@@ -131,8 +154,8 @@ impl Coordinator {
         self.wait_until_ready().await;
     }
 
-    /// Its log's file.
-    pub(crate) fn log(&self) -> &Path {
+    /// Its decision log.
+    pub(crate) fn log(&self) -> &Arc<Log> {
         &self.log
     }
 

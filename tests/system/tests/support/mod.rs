@@ -1,12 +1,15 @@
 //! The coordinator as a process, and participants that do what a test says.
 
 pub(crate) mod coordinator;
-pub(crate) mod sqlite;
+pub(crate) mod load;
+pub(crate) mod log;
 pub(crate) mod stub;
 
 use std::time::Duration;
 
 pub(crate) use coordinator::{Answer, Coordinator};
+pub(crate) use load::Clients;
+pub(crate) use log::{Log, On, on_both_logs};
 pub(crate) use stub::{Does, Seen, Stub};
 
 /// Longer than anything takes that happens at all.

@@ -1,0 +1,148 @@
+//! The decision log of a coordinator under test: a file or a database of its own, and a look into it as an operator
+//! with `sqlite3` or `psql` would have.
+
+use std::path::{Path, PathBuf};
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{Connection as _, PgConnection};
+use tempfile::TempDir;
+use unanimous_lab::{scratch, testing};
+
+/// What kind of log a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum On {
+    Sqlite,
+    Postgres,
+}
+
+/// A test for each kind of log, of every claim named: a function that takes [`On`].
+macro_rules! on_both_logs {
+    ($($claim:ident)*) => {
+        mod on_sqlite {
+            $(
+                #[tokio::test]
+                async fn $claim() {
+                    super::$claim($crate::support::On::Sqlite).await;
+                }
+            )*
+        }
+        mod on_postgres {
+            $(
+                #[tokio::test]
+                async fn $claim() {
+                    super::$claim($crate::support::On::Postgres).await;
+                }
+            )*
+        }
+    };
+}
+
+pub(crate) use on_both_logs;
+
+/// Where a decision log is.
+#[derive(Debug)]
+pub(crate) enum Log {
+    Sqlite {
+        path: PathBuf,
+        _directory: Option<TempDir>,
+    },
+    /// The URL of a database.
+    Postgres(String),
+}
+
+impl Log {
+    /// A new one that nobody else uses.
+    pub(crate) async fn fresh(on: On) -> Self {
+        match on {
+            On::Sqlite => {
+                let directory = scratch::directory("coordinator").expect("a directory can be made");
+                Self::Sqlite {
+                    path: directory.path().join("log.sqlite"),
+                    _directory: Some(directory),
+                }
+            }
+            On::Postgres => {
+                let made = testing::fresh_database(1).await;
+                Self::Postgres(made.expect("a database can be made"))
+            }
+        }
+    }
+
+    /// A file that is there, or will be.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self::Sqlite {
+            path: path.to_owned(),
+            _directory: None,
+        }
+    }
+
+    /// For `--log`.
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::Sqlite { path, .. } => format!("sqlite:{}", path.display()),
+            Self::Postgres(url) => url.clone(),
+        }
+    }
+
+    /// The file of a log that is one.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Sqlite { path, .. } => path,
+            Self::Postgres(url) => panic!("{url} is no file"),
+        }
+    }
+
+    /// How many decision writes were made in it, over all lives.
+    pub(crate) async fn decision_writes(&self) -> i64 {
+        const SUM: &str = "SELECT CAST(sum(decisions) AS bigint) FROM epoch";
+        let writes = match self {
+            Self::Sqlite { path, .. } => {
+                let mut connection = open(path).await;
+                sqlx::query_scalar(SUM).fetch_one(&mut connection).await
+            }
+            Self::Postgres(url) => {
+                let mut connection = connect(url).await;
+                sqlx::query_scalar(SUM).fetch_one(&mut connection).await
+            }
+        };
+        writes.expect("the log counts its decision writes")
+    }
+
+    /// Changes it behind the coordinator's back, as a restored backup or another coordinator would. Tables have the same
+    /// names in both kinds.
+    pub(crate) async fn change(&self, statement: &'static str) {
+        let changed = match self {
+            Self::Sqlite { path, .. } => {
+                let mut connection = open(path).await;
+                let done = sqlx::query(statement).execute(&mut connection).await;
+                done.expect("the log can be changed").rows_affected()
+            }
+            Self::Postgres(url) => {
+                let mut connection = connect(url).await;
+                let done = sqlx::query(statement).execute(&mut connection).await;
+                done.expect("the log can be changed").rows_affected()
+            }
+        };
+        assert!(changed > 0, "{statement} changed nothing");
+    }
+}
+
+async fn open(path: &Path) -> SqliteConnection {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(std::time::Duration::from_secs(10));
+    SqliteConnection::connect_with(&options)
+        .await
+        .expect("the log can be opened")
+}
+
+pub(crate) async fn connect(url: &str) -> PgConnection {
+    let mut connection = PgConnection::connect(url)
+        .await
+        .expect("the log's server answers");
+    sqlx::query("SET search_path TO unanimous")
+        .execute(&mut connection)
+        .await
+        .expect("the log's schema can be named");
+    connection
+}
