@@ -156,6 +156,37 @@ pub enum AbortCode {
     Unrecorded,
 }
 
+impl AbortCode {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 9] = [
+        Self::Refused,
+        Self::Conflict,
+        Self::Timeout,
+        Self::Unreachable,
+        Self::Requested,
+        Self::WorkLost,
+        Self::Duplicate,
+        Self::CoordinatorRestarted,
+        Self::Unrecorded,
+    ];
+
+    /// As `docs/API.md` spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Conflict => "conflict",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Requested => "requested",
+            Self::WorkLost => "work-lost",
+            Self::Duplicate => "duplicate",
+            Self::CoordinatorRestarted => "coordinator-restarted",
+            Self::Unrecorded => "unrecorded",
+        }
+    }
+}
+
 /// What became of one branch until the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -261,4 +292,18 @@ pub enum Standing {
     /// The log clearly would not take this record, whatever it is; its neighbours in the write are not concerned
     /// (rule 23). The transaction has no record and can never get one.
     Refused(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_abort_code_is_spelled_as_it_is_written_and_stands_at_its_own_place() {
+        for (at, code) in AbortCode::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, at);
+            let written = serde_json::to_value(code).unwrap();
+            assert_eq!(written, code.as_str());
+        }
+    }
 }
