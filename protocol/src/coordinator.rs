@@ -64,6 +64,7 @@ pub enum State {
 
 /// A transaction's state, as clients see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TransactionState {
     /// Collecting branches.
@@ -84,6 +85,7 @@ pub enum TransactionState {
 
 /// A branch's state at the coordinator, as clients see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BranchPhase {
     /// Named, or enlisted by itself.

@@ -95,6 +95,7 @@ pub struct Header {
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// Every branch's effects are applied, or will be.
@@ -105,17 +106,21 @@ pub enum Outcome {
 
 /// Why a transaction aborted. `docs/API.md` section 1 explains the codes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AbortReason {
     /// For programs.
     pub code: AbortCode,
     /// Whose answer, or silence, it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub participant: Option<ParticipantName>,
     /// For people; bounded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, max_length = 1024))]
     pub detail: Option<String>,
     /// With `duplicate`: the transaction that holds the idempotency key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub winner: Option<TransactionId>,
 }
 
@@ -134,6 +139,7 @@ impl AbortReason {
 
 /// The `code` of an [`AbortReason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum AbortCode {
     /// A branch voted no.

@@ -1,6 +1,6 @@
 //! Is it alive, and can it work?
 
-use actix_web::{HttpResponse, web::Data};
+use actix_web::{HttpResponse, http::header, web::Data};
 use serde_json::json;
 use tokio::sync::watch;
 use unanimous_protocol::wire::{PROBLEM_JSON, Problem};
@@ -27,5 +27,6 @@ pub async fn readyz(condition: Data<watch::Receiver<Condition>>) -> HttpResponse
     let problem = Problem::new(503, "log-unavailable", why);
     HttpResponse::ServiceUnavailable()
         .content_type(PROBLEM_JSON)
+        .insert_header((header::RETRY_AFTER, "1"))
         .json(problem)
 }

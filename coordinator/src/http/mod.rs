@@ -4,6 +4,7 @@ pub mod body;
 pub mod health;
 pub mod list;
 pub mod metrics;
+pub mod openapi;
 pub mod participants;
 pub mod problem;
 pub mod transactions;
@@ -25,6 +26,7 @@ pub const OPERATIONS: &[(&str, &str)] = &[
     ("POST", "/v1/transactions/{id}/commit"),
     ("POST", "/v1/transactions/{id}/abort"),
     ("GET", "/v1/transactions/{id}/outcome"),
+    ("GET", "/openapi.json"),
     ("GET", "/healthz"),
     ("GET", "/readyz"),
     ("GET", "/metrics"),
@@ -72,6 +74,11 @@ pub fn api(config: &mut ServiceConfig) {
         .service(
             resource("/v1/transactions/{id}/outcome")
                 .route(web::get().to(transactions::outcome))
+                .default_service(only("GET")),
+        )
+        .service(
+            resource("/openapi.json")
+                .route(web::get().to(openapi::show))
                 .default_service(only("GET")),
         )
         .default_service(web::to(not_found));

@@ -1,6 +1,8 @@
 //! The coordinator as a process, and participants that do what a test says.
 
+pub(crate) mod contract;
 pub(crate) mod coordinator;
+pub(crate) mod metrics;
 pub(crate) mod sqlite;
 pub(crate) mod stub;
 
