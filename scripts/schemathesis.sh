@@ -56,11 +56,12 @@ admin=$(echo "$ready" | sed 's/.*admin=\([^ ]*\).*/\1/')
 
 # Left out: positive_data_acceptance. A request may be as described and name a participant that nobody registered, or one
 # participant twice, and is refused for that (400): no schema can say so.
+# One worker: Python 3.11 loses count of its recursion when several threads parse at once.
 check() {
     SCHEMATHESIS_HOOKS=scripts.schemathesis.hooks PYTHONPATH=. PYTHONDONTWRITEBYTECODE=1 \
         "$venv/bin/st" run "http://$listen/openapi.json" --url "http://$1" --include-path-regex "$2" \
         --checks all --exclude-checks positive_data_acceptance \
-        --max-examples "${EXAMPLES:-25}" --seed "${SEED:-1}" --request-timeout 10 --workers 2 \
+        --max-examples "${EXAMPLES:-25}" --seed "${SEED:-1}" --request-timeout 10 --workers 1 \
         --suppress-health-check all --continue-on-failure
 }
 check "$listen" '^/(v1/|openapi)'
