@@ -25,10 +25,15 @@ fix: ## format, and apply what clippy can repair
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	cargo fmt --all
 	UPDATE_GOLDEN=1 cargo test -q -p unanimous-protocol --test main the_page_says
+	UPDATE_GOLDEN=1 cargo test -q -p unanimous --lib the_golden_copy_is_what_is_served
 
 .PHONY: sim
 sim: ## simulate 1,000 worlds, or with SEED=n replay one and print its events
 	cargo run -q --release -p unanimous-world -- $(if $(SEED),--seed $(SEED),--from 0 --count 1000)
+
+.PHONY: schemathesis
+schemathesis: ## make requests up from the OpenAPI description, and check every answer against it
+	scripts/schemathesis.sh
 
 .PHONY: demo
 demo: ## see a commit, a refusal, and a coordinator that is killed and recovers

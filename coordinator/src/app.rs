@@ -8,7 +8,7 @@ use std::{
 };
 
 use actix::{Actor as _, Addr, Arbiter};
-use actix_web::{App as WebApp, HttpServer, dev::ServerHandle, web::Data};
+use actix_web::{App as WebApp, HttpServer, dev::ServerHandle, middleware::from_fn, web::Data};
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
@@ -27,6 +27,7 @@ use crate::{
     config::Settings,
     courier::{Couriers, Http, Limits, Transport},
     http,
+    metrics::Metrics,
 };
 
 mod opening;
@@ -121,6 +122,7 @@ impl App {
             participants,
         } = recovered;
 
+        let metrics = Arc::new(Metrics::new(http::OPERATIONS)?);
         let calls = Calls::start()?;
         let http = Arc::new(Http::new(&Limits::default())?);
         let couriers = Couriers::new(
@@ -128,6 +130,7 @@ impl App {
             Arc::clone(&http) as Arc<dyn Transport>,
             calls.handle(),
             rand::random(),
+            metrics.calls.clone(),
         );
         for (participant, url) in participants {
             match url.parse() {
@@ -149,7 +152,15 @@ impl App {
             configured: settings.participants.keys().cloned().collect(),
             adoption: settings.adoption.clone(),
         };
-        let registry = Registry::new(life, log, couriers, http, given, tell_condition);
+        let registry = Registry::new(
+            life,
+            log,
+            couriers,
+            http,
+            given,
+            tell_condition,
+            Arc::clone(&metrics),
+        );
         let engine = Arbiter::new();
         let registry = Registry::start_in_arbiter(&engine.handle(), |_| registry);
         registry
@@ -157,7 +168,7 @@ impl App {
             .await
             .context("the registry ended at start")?;
 
-        let servers = serve(listener, admin_listener, &registry, &condition)?;
+        let servers = serve(listener, admin_listener, &registry, &condition, &metrics)?;
         let (grace, _engine, _calls) = (settings.grace, engine, calls);
         Ok(Some(Self {
             listen,
@@ -282,12 +293,16 @@ fn serve(
     admin_listener: TcpListener,
     registry: &Addr<Registry>,
     condition: &watch::Receiver<Condition>,
+    metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Vec<actix_web::dev::Server>> {
     let workers = std::thread::available_parallelism().map_or(2, NonZero::get);
     let connections = connections_max();
     let (registry, for_admin) = (registry.clone(), registry.clone());
+    let (metrics, counted_by_admin) = (Data::from(Arc::clone(metrics)), Arc::clone(metrics));
     let api = HttpServer::new(move || {
         WebApp::new()
+            .wrap(from_fn(http::metrics::count))
+            .app_data(metrics.clone())
             .app_data(Data::new(registry.clone()))
             .configure(http::api)
     })
@@ -298,8 +313,11 @@ fn serve(
     .disable_signals()
     .listen(listener)?;
     let (registry, condition) = (for_admin, condition.clone());
+    let metrics = Data::from(counted_by_admin);
     let admin = HttpServer::new(move || {
         WebApp::new()
+            .wrap(from_fn(http::metrics::count))
+            .app_data(metrics.clone())
             .app_data(Data::new(registry.clone()))
             .app_data(Data::new(condition.clone()))
             .configure(http::admin)

@@ -19,4 +19,5 @@ pub mod config;
 pub mod courier;
 pub mod http;
 pub mod log;
+pub mod metrics;
 mod telemetry;

@@ -64,6 +64,7 @@ pub enum State {
 
 /// A transaction's state, as clients see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TransactionState {
     /// Collecting branches.
@@ -84,6 +85,7 @@ pub enum TransactionState {
 
 /// A branch's state at the coordinator, as clients see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BranchPhase {
     /// Named, or enlisted by itself.
@@ -395,23 +397,30 @@ impl Transaction {
     /// Whether some branch voted yes and has not acknowledged the outcome.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt().next().is_some()
+    }
+
+    /// The branches that voted yes and have not acknowledged the outcome, by name.
+    pub fn in_doubt(&self) -> impl Iterator<Item = &ParticipantName> {
+        let is_in_doubt = |(participant, branch): &(&ParticipantName, &Branch)| match branch.phase {
+            BranchPhase::Prepared | BranchPhase::Committing => true,
+            BranchPhase::Aborting => match &self.state {
+                State::Completing { decision, .. } | State::Ended { decision } => {
+                    decision.branches.get(*participant) == Some(&Part::Updates)
+                }
+                State::Active | State::Preparing | State::Deciding { .. } => false,
+            },
+            BranchPhase::Enlisted
+            | BranchPhase::Preparing
+            | BranchPhase::ReadOnly
+            | BranchPhase::Refused
+            | BranchPhase::Committed
+            | BranchPhase::Aborted => false,
+        };
         self.branches
             .iter()
-            .any(|(participant, branch)| match branch.phase {
-                BranchPhase::Prepared | BranchPhase::Committing => true,
-                BranchPhase::Aborting => match &self.state {
-                    State::Completing { decision, .. } | State::Ended { decision } => {
-                        decision.branches.get(participant) == Some(&Part::Updates)
-                    }
-                    State::Active | State::Preparing | State::Deciding { .. } => false,
-                },
-                BranchPhase::Enlisted
-                | BranchPhase::Preparing
-                | BranchPhase::ReadOnly
-                | BranchPhase::Refused
-                | BranchPhase::Committed
-                | BranchPhase::Aborted => false,
-            })
+            .filter(is_in_doubt)
+            .map(|(participant, _)| participant)
     }
 
     /// Whether something is still to come of its branches: it is undecided, or a commit is owed.

@@ -220,6 +220,7 @@ pub enum Delivery<T> {
 
 /// What the coordinator answers to an inquiry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Inform {
     /// The decision record is durable and names this branch as an updating one.

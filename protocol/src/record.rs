@@ -95,6 +95,7 @@ pub struct Header {
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// Every branch's effects are applied, or will be.
@@ -105,17 +106,21 @@ pub enum Outcome {
 
 /// Why a transaction aborted. `docs/API.md` section 1 explains the codes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AbortReason {
     /// For programs.
     pub code: AbortCode,
     /// Whose answer, or silence, it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub participant: Option<ParticipantName>,
     /// For people; bounded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, max_length = 1024))]
     pub detail: Option<String>,
     /// With `duplicate`: the transaction that holds the idempotency key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub winner: Option<TransactionId>,
 }
 
@@ -134,6 +139,7 @@ impl AbortReason {
 
 /// The `code` of an [`AbortReason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum AbortCode {
     /// A branch voted no.
@@ -154,6 +160,37 @@ pub enum AbortCode {
     CoordinatorRestarted,
     /// No record, though its coordinator still lives: the unforced record was lost.
     Unrecorded,
+}
+
+impl AbortCode {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 9] = [
+        Self::Refused,
+        Self::Conflict,
+        Self::Timeout,
+        Self::Unreachable,
+        Self::Requested,
+        Self::WorkLost,
+        Self::Duplicate,
+        Self::CoordinatorRestarted,
+        Self::Unrecorded,
+    ];
+
+    /// As `docs/API.md` spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Conflict => "conflict",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Requested => "requested",
+            Self::WorkLost => "work-lost",
+            Self::Duplicate => "duplicate",
+            Self::CoordinatorRestarted => "coordinator-restarted",
+            Self::Unrecorded => "unrecorded",
+        }
+    }
 }
 
 /// What became of one branch until the decision.
@@ -261,4 +298,18 @@ pub enum Standing {
     /// The log clearly would not take this record, whatever it is; its neighbours in the write are not concerned
     /// (rule 23). The transaction has no record and can never get one.
     Refused(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_abort_code_is_spelled_as_it_is_written_and_stands_at_its_own_place() {
+        for (at, code) in AbortCode::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, at);
+            let written = serde_json::to_value(code).unwrap();
+            assert_eq!(written, code.as_str());
+        }
+    }
 }

@@ -13,6 +13,7 @@ use actix::{
     Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, SpawnHandle,
     WrapFuture as _,
 };
+use tokio::time::Instant;
 use tracing::{error, warn};
 use unanimous_protocol::{
     id::TransactionId,
@@ -24,7 +25,10 @@ use super::{
     broken,
     registry::{LogAnswers, LogRefused, Registry},
 };
-use crate::log::{Appends, Batch, Decided, DecisionLog, WriteError};
+use crate::{
+    log::{Appends, Batch, Decided, DecisionLog, WriteError},
+    metrics::Metrics,
+};
 
 /// How long an unforced record waits for a decision write to ride with.
 pub const APPEND_DELAY: Duration = Duration::from_millis(100);
@@ -86,6 +90,7 @@ struct StillWriting;
 struct Written {
     batch: Batch,
     result: Result<Option<Decided>, WriteError>,
+    took: Duration,
 }
 
 /// The only writer of this life's decisions.
@@ -93,6 +98,7 @@ pub struct LogWriter {
     log: Arc<dyn DecisionLog>,
     writer: Writer,
     registry: Addr<Registry>,
+    metrics: Arc<Metrics>,
     proposals: Vec<Propose>,
     appends: Appends,
     appended: Vec<Box<dyn FnOnce() + Send>>,
@@ -117,11 +123,17 @@ struct InFlight {
 impl LogWriter {
     /// The writer of the life that `writer` names.
     #[must_use]
-    pub fn new(log: Arc<dyn DecisionLog>, writer: Writer, registry: Addr<Registry>) -> Self {
+    pub fn new(
+        log: Arc<dyn DecisionLog>,
+        writer: Writer,
+        registry: Addr<Registry>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             log,
             writer,
             registry,
+            metrics,
             proposals: Vec::new(),
             appends: Appends::default(),
             appended: Vec::new(),
@@ -190,12 +202,17 @@ impl LogWriter {
             if !after.is_zero() {
                 tokio::time::sleep(after).await;
             }
+            let began = Instant::now();
             let result = if batch.proposals.is_empty() {
                 log.append(&writer, &batch.appends).await.map(|()| None)
             } else {
                 log.decide(&writer, &batch).await.map(Some)
             };
-            Written { batch, result }
+            Written {
+                batch,
+                result,
+                took: began.elapsed(),
+            }
         };
         self.watchdog = Some(ctx.notify_later(StillWriting, after + SILENCE_MAX));
         ctx.spawn(
@@ -205,18 +222,27 @@ impl LogWriter {
         );
     }
 
-    fn written(&mut self, Written { batch, result }: Written, ctx: &mut Context<Self>) {
+    fn written(&mut self, written: Written, ctx: &mut Context<Self>) {
+        let Written {
+            batch,
+            result,
+            took,
+        } = written;
         if let Some(watchdog) = self.watchdog.take() {
             ctx.cancel_future(watchdog);
         }
         match result {
             Ok(decided) => {
                 self.failures = 0;
+                let unforced = batch.appends.records.len() + batch.appends.finishes.len();
+                let log = &self.metrics.log;
+                log.written(batch.proposals.len(), unforced, took);
                 self.answers(true);
                 self.answer(decided);
                 self.write_soon(ctx);
             }
             Err(WriteError::Unavailable(cause)) => {
+                self.metrics.log.unclear();
                 if self.failures == 0 {
                     warn!(
                         error = %cause, decisions = batch.proposals.len(),

@@ -35,7 +35,7 @@ fn broken(cause: &(dyn std::error::Error + 'static)) -> ! {
 }
 
 /// The wall clock: for people, fairness and retention (design rule 13).
-fn wall_clock() -> WallMillis {
+pub(crate) fn wall_clock() -> WallMillis {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -4,6 +4,7 @@
 pub mod adoption;
 mod forgetting;
 pub mod listing;
+pub mod measuring;
 pub mod participants;
 
 use std::{
@@ -41,6 +42,7 @@ use super::{
 use crate::{
     courier::{Couriers, Http},
     log::{DecisionLog, LogError, View},
+    metrics::Metrics,
 };
 
 /// How often the life is held against the log (design rule 11). A read that has not returned by the next one counts as a
@@ -106,6 +108,7 @@ pub struct Registry {
     log: Arc<dyn DecisionLog>,
     couriers: Couriers,
     http: Arc<Http>,
+    metrics: Arc<Metrics>,
     /// Given at start: these win over what is kept in the log, and are not changed at run time.
     configured: BTreeSet<ParticipantName>,
     /// Held by whoever changes a participant.
@@ -161,6 +164,7 @@ impl Registry {
         http: Arc<Http>,
         given: Given,
         condition: watch::Sender<Condition>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let Given {
             bounds,
@@ -174,6 +178,7 @@ impl Registry {
             log,
             couriers,
             http,
+            metrics,
             configured,
             participants_turn: Arc::default(),
             suspecting: false,
@@ -203,6 +208,7 @@ impl Registry {
             registry: ctx.address(),
             log_writer,
             couriers: self.couriers.clone(),
+            metrics: Arc::clone(&self.metrics),
         })
     }
 
@@ -551,7 +557,12 @@ impl Actor for Registry {
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(0);
         let writer = self.life.writer();
-        let log_writer = LogWriter::new(Arc::clone(&self.log), writer, ctx.address());
+        let log_writer = LogWriter::new(
+            Arc::clone(&self.log),
+            writer,
+            ctx.address(),
+            Arc::clone(&self.metrics),
+        );
         self.log_writer = Some(log_writer.start());
         ctx.run_interval(OBSERVE_EVERY, |registry, ctx| registry.observe(ctx));
         self.forget_in_time(ctx);
@@ -701,7 +712,7 @@ impl Handler<Inquire> for Registry {
             transaction,
             participant,
         } = inquire;
-        let registry = ctx.address();
+        let (registry, metrics) = (ctx.address(), Arc::clone(&self.metrics));
         let answer = async move {
             match registry.send(Find(transaction)).await {
                 Ok(Found::Live(live)) => match live.send(InquireLive(participant)).await {
@@ -717,6 +728,7 @@ impl Handler<Inquire> for Registry {
                     Inquired::Inform(inform)
                 }
                 Ok(Found::Judged(judgement)) => {
+                    metrics.inquired_without_record(judgement);
                     if Life::is_suspicious(judgement) {
                         let participant = participant.clone();
                         registry.do_send(Suspect(BranchId {
@@ -730,7 +742,14 @@ impl Handler<Inquire> for Registry {
                 Ok(Found::LogUnavailable) | Err(_) => Inquired::LogUnavailable,
             }
         };
-        Box::pin(answer.into_actor(self))
+        Box::pin(answer.into_actor(self).map(|inquired, registry, _| {
+            match inquired {
+                Inquired::Inform(inform) => registry.metrics.inquiry_told(inform),
+                Inquired::Foreign => registry.metrics.inquiry_was_foreign(),
+                Inquired::LogUnavailable => registry.metrics.inquiry_failed(),
+            }
+            inquired
+        }))
     }
 }
 

@@ -19,7 +19,13 @@ use super::{
     registry::{LeftMemory, Noticed, Progressed, Registry},
     wall_clock,
 };
-use crate::courier::{Call, Couriers};
+use crate::{
+    courier::{Call, Couriers},
+    metrics::{
+        Metrics,
+        present::{Doubts, Sighting},
+    },
+};
 
 /// What a transaction's actor needs of the others.
 #[derive(Clone)]
@@ -30,6 +36,8 @@ pub struct Links {
     pub log_writer: Addr<LogWriter>,
     /// Carry its calls.
     pub couriers: Couriers,
+    /// Count its decision.
+    pub metrics: Arc<Metrics>,
 }
 
 /// How far a transaction has come, as the registry's bounds see it.
@@ -61,6 +69,9 @@ pub struct TransactionActor {
     links: Links,
     /// By the monotonic clock; `None` for a recovered one, which has nothing left to miss.
     deadline: Option<Instant>,
+    /// `None` for a recovered one: it began in another life.
+    begun: Option<Instant>,
+    doubts: Doubts,
     milestones: Milestones,
     progress: Progress,
     waiters: Vec<(Until, oneshot::Sender<TransactionView>)>,
@@ -125,7 +136,9 @@ impl TransactionActor {
             machine,
             owed,
             links,
+            begun: deadline.map(|_| Instant::now()),
             deadline,
+            doubts: Doubts::default(),
             milestones: Milestones::default(),
             progress,
             waiters: Vec::new(),
@@ -141,7 +154,20 @@ impl TransactionActor {
 
     fn take(&mut self, event: Event, ctx: &mut Context<Self>) {
         let mut effects = Vec::new();
+        let asked_for_a_vote = if let Event::Delivered {
+            participant,
+            kind: RequestKind::Prepare,
+            ..
+        } = &event
+        {
+            Some(participant.clone())
+        } else {
+            None
+        };
         self.machine.step(event, &mut effects);
+        if let Some(participant) = asked_for_a_vote {
+            self.doubts.voted(participant, &self.machine, wall_clock());
+        }
         self.carry_out_all(effects, ctx);
     }
 
@@ -267,6 +293,7 @@ impl TransactionActor {
                 "the log holds a commit of a transaction that this coordinator aborted: its branches need an operator"
             ),
         }
+        self.links.metrics.alarmed(&alarm);
         self.links.registry.do_send(Noticed(alarm));
     }
 
@@ -323,6 +350,8 @@ impl TransactionActor {
         let Some(decision) = self.machine.told() else {
             return;
         };
+        let since_begin = self.begun.map(|begun| begun.elapsed());
+        self.links.metrics.decided(&decision.verdict, since_begin);
         info!(transaction = %self.id(), verdict = ?decision.verdict, "decided");
     }
 }
@@ -422,6 +451,21 @@ impl Handler<ShowInList> for TransactionActor {
 
     fn handle(&mut self, _: ShowInList, _: &mut Context<Self>) -> Self::Result {
         actix::MessageResult((self.view(), self.machine.is_in_doubt()))
+    }
+}
+
+/// Look where the transaction stands, for a scrape.
+#[derive(Message)]
+#[rtype(result = "Sighting")]
+pub struct Sight;
+
+impl Handler<Sight> for TransactionActor {
+    type Result = actix::MessageResult<Sight>;
+
+    fn handle(&mut self, _: Sight, _: &mut Context<Self>) -> Self::Result {
+        let decided_at = self.milestones.decided_at;
+        let otherwise = decided_at.unwrap_or(self.header.created_at);
+        actix::MessageResult(Sighting::of(&self.machine, &self.doubts, otherwise))
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
     Call, Endpoint, Limits, Stats, Transport,
     queue::{Action, Departure, Queue},
 };
+use crate::metrics::calls::{Calls, CallsTo};
 
 /// All couriers of a coordinator, and the table of who is registered where. Cheap to clone; when the last clone is
 /// dropped, they close.
@@ -37,6 +38,7 @@ struct Shared {
     transport: Arc<dyn Transport>,
     runtime: Handle,
     seeds: Mutex<StdRng>,
+    calls: Calls,
     /// A courier stays when its participant is unregistered: its calls wait. So there are as many as names that ever
     /// were registered or that an unfinished record holds.
     table: RwLock<Table>,
@@ -49,14 +51,22 @@ struct Table {
 }
 
 impl Couriers {
-    /// Couriers without any participant. Calls are made on `runtime`, whoever sends them. The seed fixes all jitter.
+    /// Couriers without any participant. Calls are made on `runtime`, whoever sends them. The seed fixes all jitter; `calls`
+    /// counts what leaves.
     #[must_use]
-    pub fn new(limits: Limits, transport: Arc<dyn Transport>, runtime: Handle, seed: u64) -> Self {
+    pub fn new(
+        limits: Limits,
+        transport: Arc<dyn Transport>,
+        runtime: Handle,
+        seed: u64,
+        calls: Calls,
+    ) -> Self {
         let shared = Shared {
             limits,
             transport,
             runtime,
             seeds: Mutex::new(StdRng::seed_from_u64(seed)),
+            calls,
             table: RwLock::default(),
         };
         Self {
@@ -185,6 +195,7 @@ struct Courier {
     participant: ParticipantName,
     transport: Arc<dyn Transport>,
     runtime: Handle,
+    calls: CallsTo,
     desk: Mutex<Desk>,
     /// Tells the timer task that something is due earlier than it thinks.
     wake: Notify,
@@ -206,6 +217,7 @@ impl Courier {
             participant: participant.clone(),
             transport: shared.transport.clone(),
             runtime: shared.runtime.clone(),
+            calls: shared.calls.to(participant),
             desk: Mutex::new(Desk { queue, timer: None }),
             wake: Notify::new(),
         });
@@ -301,6 +313,7 @@ impl Courier {
             timeout: limit,
             on_done,
         } = departure;
+        let (kind, left_at) = (outgoing.request.kind(), Instant::now());
         let delivery = match timeout(limit, self.transport.call(&to, outgoing)).await {
             Ok(ended) => {
                 self.happens(|queue, now, actions| queue.ended(ticket, &ended, now, actions));
@@ -312,6 +325,7 @@ impl Courier {
                 Delivery::Unknown(error)
             }
         };
+        self.calls.ended(kind, &delivery, left_at.elapsed());
         on_done(delivery);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Endpoint;
 
 /// What an operator may want to know of one courier.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Where it calls; `None` for a participant that is not registered.
     pub endpoint: Option<Endpoint>,
@@ -28,7 +28,7 @@ pub struct Stats {
 }
 
 /// Calls of one kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// They have left and not ended.
     pub in_flight: usize,

@@ -1,6 +1,6 @@
 //! Is it alive, and can it work?
 
-use actix_web::{HttpResponse, web::Data};
+use actix_web::{HttpResponse, http::header, web::Data};
 use serde_json::json;
 use tokio::sync::watch;
 use unanimous_protocol::wire::{PROBLEM_JSON, Problem};
@@ -32,5 +32,6 @@ pub(super) fn not_ready(why: String) -> HttpResponse {
     let problem = Problem::new(503, "log-unavailable", why);
     HttpResponse::ServiceUnavailable()
         .content_type(PROBLEM_JSON)
+        .insert_header((header::RETRY_AFTER, "1"))
         .json(problem)
 }

@@ -143,6 +143,9 @@ pub enum ApiProblem {
          it does not hold; an operator brings back the newest log there is, or runs `unanimous log new-identity`"
     )]
     LogWentBack,
+    /// A mistake in this program.
+    #[error("a mistake in the coordinator: {0}")]
+    Internal(String),
 }
 
 fn aborted_detail(view: &TransactionView) -> String {
@@ -237,6 +240,7 @@ impl ApiProblem {
             Self::LogUnavailable | Self::LogWentBack => {
                 Problem::new(503, "log-unavailable", detail)
             }
+            Self::Internal(_) => Problem::new(500, "internal-error", detail),
             Self::BodyTooSlow { .. } => Problem::new(408, "request-timeout", detail),
             Self::OutcomeUnknown { .. } => Problem::new(503, "outcome-unknown", detail),
         }

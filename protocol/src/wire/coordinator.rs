@@ -15,10 +15,15 @@ use crate::{
 
 /// `POST /v1/transactions`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BeginRequest {
     /// 1 to 300000; 30000 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(minimum = 1, maximum = 300_000, default = 30_000)
+    )]
     pub timeout_ms: Option<u64>,
     /// The branches to enlist at once.
     #[serde(
@@ -26,6 +31,7 @@ pub struct BeginRequest {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "named_branches"
     )]
+    #[cfg_attr(feature = "openapi", schema(max_items = 32))]
     pub branches: Option<Vec<NamedBranch>>,
     /// Whether to run the transaction at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,6 +41,7 @@ pub struct BeginRequest {
     pub wait: Option<Wait>,
     /// Only with `commit`; 0 to 60000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 60_000))]
     pub wait_ms: Option<u64>,
     /// The client's labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,6 +77,7 @@ impl BeginRequest {
 
 /// One of the branches of a [`BeginRequest`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NamedBranch {
     /// The participant.
@@ -139,6 +147,7 @@ fn check_label(key: &str, value: &str) -> Result<(), String> {
 
 /// Until when an answer is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
     /// Until the decision is durable.
@@ -178,6 +187,7 @@ impl<'de> Deserialize<'de> for Wait {
 
 /// `POST /v1/transactions/{id}/branches`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EnlistRequest {
     /// The participant.
@@ -202,6 +212,7 @@ pub struct EnlistAnswer {
 
 /// `POST /v1/transactions/{id}/commit`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CommitRequest {
     /// `decided` where absent.
@@ -209,50 +220,73 @@ pub struct CommitRequest {
     pub wait: Option<Wait>,
     /// 0 to 60000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 60_000))]
     pub wait_ms: Option<u64>,
 }
 
 /// `POST /v1/transactions/{id}/abort`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AbortRequest {
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(pattern = "^[^\\u0000]*$"))]
     pub reason: Option<String>,
     /// 0 to 60000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 60_000))]
     pub wait_ms: Option<u64>,
 }
 
 /// A transaction, as `GET /v1/transactions/{id}` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TransactionView {
     /// The transaction.
     pub id: TransactionId,
     /// Where it stands.
     pub state: TransactionState,
     /// Once decided and, with an idempotency key, durable.
+    #[cfg_attr(feature = "openapi", schema(required = true))]
     pub outcome: Option<Outcome>,
     /// Of an abort.
+    #[cfg_attr(feature = "openapi", schema(required = true))]
     pub reason: Option<AbortReason>,
     /// The client's key.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            required = true,
+            min_length = 1,
+            max_length = 255,
+            pattern = "^[ -~]+$"
+        )
+    )]
     pub idempotency_key: Option<String>,
     /// The client's labels.
+    #[cfg_attr(feature = "openapi", schema(value_type = Labels))]
     pub labels: BTreeMap<String, String>,
     /// When it began; null for an id without a record.
+    #[cfg_attr(feature = "openapi", schema(required = true))]
     pub created_at: Option<Timestamp>,
     /// When it aborts if it is undecided.
+    #[cfg_attr(feature = "openapi", schema(required = true))]
     pub deadline: Option<Timestamp>,
     /// When it was decided.
+    #[cfg_attr(feature = "openapi", schema(required = true))]
     pub decided_at: Option<Timestamp>,
     /// When nothing was owed any more.
+    #[cfg_attr(feature = "openapi", schema(required = true))]
     pub finished_at: Option<Timestamp>,
     /// Its branches, by name.
+    #[cfg_attr(feature = "openapi", schema(max_items = 32))]
     pub branches: Vec<BranchView>,
 }
 
 /// One branch of a [`TransactionView`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BranchView {
     /// The participant.
     pub participant: ParticipantName,
@@ -261,20 +295,28 @@ pub struct BranchView {
     /// Calls of the branch's present phase.
     pub attempts: u32,
     /// How the last of them ended, where it was no answer.
+    #[cfg_attr(feature = "openapi", schema(required = true, max_length = 1024))]
     pub last_error: Option<String>,
 }
 
 /// `GET /v1/transactions`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TransactionList {
     /// Newest first.
+    #[cfg_attr(feature = "openapi", schema(max_items = 1000))]
     pub transactions: Vec<TransactionView>,
     /// Where the next page begins; `None` on the last one.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(required = true, pattern = "^[0-9a-f]{48}$")
+    )]
     pub next: Option<String>,
 }
 
 /// `PUT /admin/v1/participants/{name}`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ParticipantRequest {
     /// The base URL of its routes.
@@ -283,6 +325,7 @@ pub struct ParticipantRequest {
 
 /// A registered participant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ParticipantView {
     /// Its name.
     pub name: ParticipantName,
@@ -292,6 +335,7 @@ pub struct ParticipantView {
 
 /// `GET /admin/v1/participants`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ParticipantList {
     /// By name.
     pub participants: Vec<ParticipantView>,
@@ -299,10 +343,13 @@ pub struct ParticipantList {
 
 /// `GET /v1/transactions/{id}/outcome`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct OutcomeAnswer {
     /// The echo, as the branch named it.
+    #[cfg_attr(feature = "openapi", schema(value_type = crate::id::TransactionId))]
     pub transaction: String,
     /// The echo, as the branch named it.
+    #[cfg_attr(feature = "openapi", schema(value_type = crate::id::ParticipantName))]
     pub participant: String,
     /// The answer.
     pub outcome: Inform,

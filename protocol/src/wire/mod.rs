@@ -7,6 +7,8 @@
 
 mod coordinator;
 mod object;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 mod participant;
 mod problem;
 mod timestamp;

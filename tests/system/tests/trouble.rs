@@ -15,6 +15,7 @@ use unanimous_lab::wait::until;
 use unanimous_lab::{Program, scratch};
 
 use crate::support::coordinator::BINARY;
+use crate::support::metrics::Scrape;
 use crate::support::{Answer, Coordinator, Does, SOON, Seen, Stub, branch};
 
 fn transfer(participants: &[&str]) -> Value {
@@ -505,6 +506,12 @@ async fn while_the_log_s_disk_is_full_nothing_new_begins_and_what_runs_waits_for
         "committed"
     );
     assert_eq!(east.seen_of("commit").len(), 1, "logged before told");
+    let scrape = Scrape::of(coordinator).await;
+    let unavailable = "unanimous_condition{condition=\"log_unavailable\"}";
+    assert_eq!(scrape.value(unavailable), 1.0);
+    // The same write, again and again; no other was made since the first commit's.
+    assert!(scrape.value("unanimous_log_writes_unclear_total") >= 2.0);
+    assert_eq!(scrape.value("unanimous_log_decisions_total"), 1.0);
     disk.make_room();
     coordinator.commit(&running).await.is(200);
     coordinator.reaches(&running, "committed").await;

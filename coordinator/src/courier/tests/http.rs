@@ -418,7 +418,13 @@ async fn a_cut_call_is_unknown_and_its_connection_is_dropped() {
         ..Limits::default()
     };
     let http = Http::new(&limits).unwrap();
-    let couriers = Couriers::new(limits, Arc::new(http), Handle::current(), 1);
+    let couriers = Couriers::new(
+        limits,
+        Arc::new(http),
+        Handle::current(),
+        1,
+        Calls::new().unwrap(),
+    );
     couriers.register(&name("east"), stub.endpoint.clone());
     let (report, reported) = tokio::sync::oneshot::channel();
     couriers.send(Call {

@@ -20,6 +20,7 @@ use unanimous_protocol::{
 };
 
 use super::{Call, Couriers, Ended, Endpoint, Limits, Outgoing, Transport};
+use crate::metrics::calls::Calls;
 
 fn name(text: &str) -> ParticipantName {
     text.parse().unwrap()
@@ -151,7 +152,13 @@ impl Office {
             script: Mutex::new(Box::new(script)),
             seen: Arc::default(),
         });
-        let couriers = Couriers::new(limits, transport.clone(), Handle::current(), 7);
+        let couriers = Couriers::new(
+            limits,
+            transport.clone(),
+            Handle::current(),
+            7,
+            Calls::new().unwrap(),
+        );
         for participant in ["east", "west"] {
             let at = endpoint(&format!("http://{participant}"));
             couriers.register(&name(participant), at);

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Answer, Coordinator, Stub};
+use crate::support::{Answer, Coordinator, Stub, contract};
 
 const BODY_MAX: usize = 256 * 1024;
 
@@ -338,4 +338,24 @@ async fn a_path_that_names_nothing_is_404() {
     }
     let missing = Answer::of(coordinator.admin(Method::GET, "/v1/transactions")).await;
     missing.problem(404, "not-found");
+}
+
+#[tokio::test]
+async fn the_contract_that_is_served_is_the_one_that_answers_are_held_against() {
+    let coordinator = Coordinator::start(&[]).await;
+    let served = coordinator.get("/openapi.json").await.is(200);
+    assert!(
+        served.text == contract::document(),
+        "docs/openapi.json is another one"
+    );
+    assert_eq!(served.header("content-type"), "application/json");
+    coordinator
+        .get("/openapi.json?colour=red")
+        .await
+        .problem(400, "invalid-request")
+        .names(&["colour"]);
+    // One document for both listeners, on the one that is open to clients.
+    Answer::of(coordinator.admin(Method::GET, "/openapi.json"))
+        .await
+        .problem(404, "not-found");
 }

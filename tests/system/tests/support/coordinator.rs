@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use unanimous_lab::wait::until;
 use unanimous_lab::{Process, Program};
 
-use super::{Log, On, SOON, Stub};
+use super::{Log, On, SOON, Stub, contract, contract::Asked};
 
 /// The coordinator's binary.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_system-unanimous");
@@ -128,14 +128,11 @@ impl Coordinator {
     async fn wait_until_ready(&mut self) {
         let ready = self.process.wait_for_line("ready ", SOON).await;
         let ready = ready.expect("the coordinator becomes ready");
-        self.url = format!(
-            "http://{}",
-            ready.field("listen").expect("the API's address")
-        );
-        self.admin_url = format!(
-            "http://{}",
-            ready.field("admin").expect("the admin address")
-        );
+        let address = |name| ready.field(name).expect("an address");
+        let (api, admin) = (address("listen"), address("admin"));
+        contract::listens(api, admin);
+        self.url = format!("http://{api}");
+        self.admin_url = format!("http://{admin}");
     }
 
     /// SIGKILL, and another life on the same log.
@@ -269,16 +266,22 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Sends the request and reads all of the answer.
+    /// Sends the request, reads all of the answer, and holds it against the contract.
     pub(crate) async fn of(request: RequestBuilder) -> Self {
         Self::try_of(request).await.expect("there is an answer")
     }
 
     /// As [`Self::of`], for a coordinator that may die meanwhile.
     pub(crate) async fn try_of(request: RequestBuilder) -> reqwest::Result<Self> {
-        let response = request.send().await?;
+        let (client, request) = request.build_split();
+        let request = request?;
+        let asked = Asked::of(&request);
+        let response = client.execute(request).await?;
         let (status, headers) = (response.status(), response.headers().clone());
         let text = response.text().await?;
+        if let Some(asked) = asked {
+            asked.check(status.as_u16(), &headers, &text);
+        }
         let body = serde_json::from_str(&text).unwrap_or_default();
         Ok(Self {
             status,

@@ -1,8 +1,10 @@
 //! The coordinator as a process, and participants that do what a test says.
 
+pub(crate) mod contract;
 pub(crate) mod coordinator;
 pub(crate) mod load;
 pub(crate) mod log;
+pub(crate) mod metrics;
 pub(crate) mod stub;
 
 use std::time::Duration;
