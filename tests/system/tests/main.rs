@@ -10,6 +10,8 @@ mod demo;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod pages;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod standing;

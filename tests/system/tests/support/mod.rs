@@ -1,6 +1,7 @@
 //! The coordinator as a process, and participants that do what a test says.
 
 pub(crate) mod coordinator;
+pub(crate) mod page;
 pub(crate) mod sqlite;
 pub(crate) mod stub;
 
