@@ -51,6 +51,12 @@ fi
 
 [ "${1:-}" = postgres ] && exit 0
 
+# A test types what the pages tell a reader to type.
+for program in curl psql; do
+    have "$program" || fail "$program is missing: the documentation's examples are run with it. Debian," \
+        "Ubuntu: apt-get install curl postgresql-client"
+done
+
 if ! cargo nextest --version >/dev/null 2>&1; then
     if [ "${CI:-}" = true ]; then
         cargo install cargo-nextest --locked --version 0.9.143

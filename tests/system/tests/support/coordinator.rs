@@ -14,6 +14,9 @@ use super::{Log, On, SOON, Stub, contract, contract::Asked};
 /// The coordinator's binary.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_system-unanimous");
 
+/// The bank's binary.
+pub(crate) const BANK: &str = env!("CARGO_BIN_EXE_system-bank");
+
 /// A client without a proxy, redirects or a timeout shorter than what a test waits for.
 pub(crate) fn client() -> Client {
     // An error says that there is a provider already.

@@ -5,6 +5,7 @@ pub(crate) mod coordinator;
 pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod page;
 pub(crate) mod stub;
 
 use std::time::Duration;

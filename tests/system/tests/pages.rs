@@ -1,0 +1,171 @@
+//! What the pages tell a reader to type is typed here, to the letter, at real programs, and has to give what they show.
+//!
+//! Only *where* things are differs ([`Surroundings::elsewhere`]): ports, the programs' path, the database server. Every
+//! block of `sh` on a page is run. One that can not be is named here with the reason, and a name that no block has any
+//! more fails too: so pages and tests keep each other honest.
+
+use std::path::Path;
+
+use unanimous_lab::wait::until;
+use unanimous_lab::{Cluster, Options, ports};
+
+use crate::support::SOON;
+use crate::support::coordinator::{BANK, BINARY, client};
+use crate::support::page::{Block, Shell, Shows, blocks, substituted};
+
+/// How a block is run that does not end by itself, or is not run.
+#[derive(Clone, Copy, Debug)]
+enum Treated {
+    /// It runs until the reader ends it; what comes next waits until all of its servers are ready.
+    Serves,
+    /// Not run, for this reason.
+    Exempt(&'static str),
+}
+
+/// Blocks by the text they begin with.
+type Known = &'static [(&'static str, Treated)];
+
+/// The set-up of `README.md`, which the other pages build on.
+const BY_HAND: &str = "cargo build --workspace --bins";
+
+const README: Known = &[
+    (
+        "make demo",
+        Treated::Exempt("a test of its own runs the demo, and `make test` runs this one"),
+    ),
+    (BY_HAND, Treated::Serves),
+];
+
+fn page(name: &str) -> Vec<Block> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = std::fs::read_to_string(root.join(name)).expect("the page is there");
+    let blocks = blocks(&text);
+    assert!(!blocks.is_empty(), "{name} has nothing to type");
+    blocks
+}
+
+/// Where a reader has what the pages name.
+struct Surroundings {
+    shell: Shell,
+    elsewhere: Vec<(&'static str, String)>,
+    _cluster: Cluster,
+}
+
+impl Surroundings {
+    async fn new() -> Self {
+        let cluster = Cluster::start(&Options::default()).await;
+        let cluster = cluster.expect("a database server");
+        let port = || ports::free().expect("a port").to_string();
+        let elsewhere = vec![
+            // Built by whoever runs the tests.
+            ("cargo build --workspace --bins", ":".to_owned()),
+            ("target/debug/unanimous", BINARY.to_owned()),
+            ("target/debug/bank", BANK.to_owned()),
+            (
+                "postgres://postgres:secret@localhost",
+                format!("postgres://postgres@127.0.0.1:{}", cluster.port()),
+            ),
+            ("7070", port()),
+            ("7071", port()),
+            ("8081", port()),
+            ("8082", port()),
+        ];
+        // The pages leave these to their defaults, which only one program on a machine can have.
+        let environment = [
+            ("UNANIMOUS_LISTEN", "127.0.0.1:7070"),
+            ("UNANIMOUS_ADMIN_LISTEN", "127.0.0.1:7071"),
+        ]
+        .map(|(name, address)| (name, substituted(address, &elsewhere)));
+        Self {
+            shell: Shell::start(&environment),
+            elsewhere,
+            _cluster: cluster,
+        }
+    }
+
+    fn here(&self, text: &str) -> String {
+        substituted(text, &self.elsewhere)
+    }
+
+    async fn are_ready(&self) {
+        let client = client();
+        for url in [
+            "http://127.0.0.1:7071/readyz",
+            "http://127.0.0.1:8081/readyz",
+            "http://127.0.0.1:8082/readyz",
+        ] {
+            let url = self.here(url);
+            until(&format!("{url} answers"), SOON, async || {
+                let answer = client.get(&url).send().await?;
+                answer.error_for_status().map(drop)
+            })
+            .await
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", self.shell.output()));
+        }
+    }
+
+    /// Runs the blocks of a page in their order.
+    async fn run(&mut self, name: &str, blocks: &[Block], known: Known) {
+        for (begins, _) in known {
+            let found = blocks.iter().any(|block| block.text.starts_with(begins));
+            assert!(found, "{name} has no block that begins with {begins:?}");
+        }
+        let mut wrong = Vec::new();
+        for block in blocks {
+            let place = format!("{name}:{}", block.line);
+            let treated = known
+                .iter()
+                .find(|(begins, _)| block.text.starts_with(begins));
+            match treated {
+                Some((_, Treated::Exempt(reason))) => assert!(!reason.is_empty()),
+                Some((_, Treated::Serves)) => {
+                    self.shell.serve(&self.here(&block.text));
+                    self.are_ready().await;
+                }
+                None => wrong.extend(self.run_one(&place, block).await.err()),
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    }
+
+    async fn run_one(&mut self, place: &str, block: &Block) -> Result<(), String> {
+        let ran = self.shell.run(&self.here(&block.text)).await;
+        let wrong =
+            |why: &str| format!("{place}: {why}\n{}{}{}", block.text, ran.stdout, ran.stderr);
+        if ran.status != "0" {
+            return Err(wrong(&format!("status {}", ran.status)));
+        }
+        let shows = match &block.shows {
+            None => return Ok(()),
+            Some(Shows::Answer(text)) => Shows::Answer(self.here(text)),
+            Some(Shows::Text(text)) => Shows::Text(self.here(text)),
+        };
+        shows.matches(&ran.stdout).map_err(|why| wrong(&why))
+    }
+
+    /// Does what `README.md` says to set up by hand.
+    async fn set_up_by_hand(&mut self) {
+        let blocks = page("README.md");
+        let by_hand = blocks.iter().find(|block| block.text.starts_with(BY_HAND));
+        let by_hand = by_hand.expect("the page says how").clone();
+        self.run("README.md", &[by_hand], &[(BY_HAND, Treated::Serves)])
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn the_front_page_does_what_it_says() {
+    let mut surroundings = Surroundings::new().await;
+    surroundings
+        .run("README.md", &page("README.md"), README)
+        .await;
+}
+
+#[tokio::test]
+async fn every_example_of_the_api_page_is_answered_as_it_shows() {
+    let mut surroundings = Surroundings::new().await;
+    surroundings.set_up_by_hand().await;
+    surroundings
+        .run("docs/API.md", &page("docs/API.md"), &[])
+        .await;
+}
