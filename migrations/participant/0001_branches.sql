@@ -33,6 +33,14 @@ CREATE INDEX branches_in_doubt ON unanimous.branches (transaction, participant) 
 -- Lists of branches are in the order of their ids.
 CREATE INDEX branches_by_id ON unanimous.branches (transaction, participant);
 
+-- Every transaction of the prefix below the mark has ended, and its row, if there was one, may be gone: a missing row
+-- below it is never taken for one that was never there. One for each prefix (log identity and node: the first 48 bits of
+-- its ids), stored by the same local transaction that drops rows below it.
+CREATE TABLE unanimous.low_water (
+    prefix bigint PRIMARY KEY,
+    mark   uuid   NOT NULL
+);
+
 -- A key is held exclusively from its branch's prepare until its outcome. The primary key is the lock: it holds between
 -- several processes of one service, and over a restart.
 -- A service that was renamed takes a key under each of its names, one row for each: a process that still runs under a

@@ -87,7 +87,7 @@ pub(crate) enum SessionAfter {
     Kept,
     /// It voted read-only, of which nothing is stored: a repeat, whose first answer was lost, does the work again.
     VotedReadOnly,
-    /// The row answers from now on.
+    /// The row answers from now on, or the low-water mark does.
     Gone,
 }
 
@@ -156,14 +156,14 @@ pub(crate) async fn step(
         }
         Asked::Event(event) => (None, event.clone()),
     };
-    let mut row = local.begin(operations).await?;
-    let inserted = row.state == State::Absent;
-    let mut branch = Branch::from_row(match &context.held {
-        Some(held) if inserted => State::Active {
-            session: held.session.clone(),
-        },
-        Some(_) | None => row.state.clone(),
-    });
+    let session = context.held.as_ref().map(|held| held.session.clone());
+    let mut row = local.begin(operations, session).await?;
+    let inserted = matches!(
+        row.state,
+        State::Absent | State::Active { .. } | State::Pruned { .. }
+    );
+    let pruned = matches!(row.state, State::Pruned { .. });
+    let mut branch = Branch::from_row(row.state.clone());
 
     let mut effects = Vec::new();
     branch.step(event, &mut effects);
@@ -215,7 +215,7 @@ pub(crate) async fn step(
     }
     // Without a new state there is nothing to commit, but for the flush behind a repeated yes or committed.
     let keep = plan.store.is_some() || (plan.forced && !inserted);
-    let session = if !inserted || plan.store.is_some() {
+    let session = if !inserted || pruned || plan.store.is_some() {
         SessionAfter::Gone
     } else if answer == Some(Answer::Reply(Reply::Vote(Vote::ReadOnly))) {
         SessionAfter::VotedReadOnly

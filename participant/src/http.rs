@@ -16,7 +16,7 @@ use unanimous_protocol::{
     message::Reply,
     wire::{
         BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe, PROBLEM_JSON,
-        PrepareRequest, Problem, vote_answer,
+        PrepareRequest, Problem, below_low_water_answer, vote_answer,
     },
 };
 
@@ -92,6 +92,9 @@ impl Participant {
             participant: request.participant.clone(),
         };
         self.check_name(&branch)?;
+        self.shared
+            .marks
+            .hear(branch.transaction, request.low_water);
         let answered = self.shared.run_prepare(request).await;
         let answer = answered.map_err(|why| self.problem(&branch, &why))?;
         render_answer(&branch, Some(answer))
@@ -103,6 +106,9 @@ impl Participant {
             participant: request.participant,
         };
         self.check_name(&branch)?;
+        self.shared
+            .marks
+            .hear(branch.transaction, request.low_water);
         let answered = self.shared.run_event(branch.clone(), event).await;
         let answer = answered.map_err(|why| self.problem(&branch, &why))?;
         render_answer(&branch, answer)
@@ -392,6 +398,12 @@ fn render_answer(branch: &BranchId, answer: Option<Answer>) -> Answered {
                 "branch {branch}: it ended the other way before. Never an acknowledgement: somebody has to look"
             );
             Err(Problem::new(409, "outcome-differs", detail))
+        }
+        Some(Answer::BelowLowWater { low_water }) => {
+            tracing::warn!(transaction = %branch.transaction, participant = %branch.participant, %low_water,
+                "told to prepare a branch of a transaction that has ended: a late duplicate, or its coordinator's log \
+                 went back");
+            render(&below_low_water_answer(branch, low_water))
         }
         Some(Answer::PrepareChanged) => {
             let detail = format!(

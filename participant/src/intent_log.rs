@@ -10,6 +10,8 @@
 //! does while it waits for a synchronous standby, the connections of [`crate::watched`] make it unclear, and those of
 //! another pool can not tell.
 
+pub(crate) mod pruning;
+
 use std::{error::Error, pin::Pin, time::Duration};
 
 use bytes::BytesMut;
@@ -24,7 +26,7 @@ use unanimous_protocol::{
     branch::State,
     id::{BranchId, ParticipantName, TransactionId},
     keys::Age,
-    message::{Refusal, RefusalCode},
+    message::{Refusal, RefusalCode, Session},
     operations::{BodyDigest, Operations},
     record::WallMillis,
     wire::{BranchState, Timestamp},
@@ -120,7 +122,7 @@ pub(crate) struct Bounds {
 /// A branch's row, as its message finds it.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
-    /// [`State::Absent`] where this message inserted it.
+    /// One of a branch without a row ([`State::without_row`]) where this message inserted it.
     pub(crate) state: State,
     /// As received.
     pub(crate) operations: Option<String>,
@@ -168,9 +170,12 @@ const INSERT: &str = "\
 
 /// `txid_current` also sees to it that the transaction has an id, so that its commit writes a record and waits for it:
 /// a repeated yes is told only behind a flush of everything it saw (design rule 8).
+///
+/// The mark is read here, in a later statement than the insert: under READ COMMITTED it sees every pruning that the
+/// insert found done, or waited for (design rule 15).
 const LOCK: &str = "\
     SELECT state, operations, added, digest, voted_yes, keys_held, refusal_code, refusal_reason, \
-           txid_current(), pg_backend_pid() \
+           txid_current(), pg_backend_pid(), (SELECT mark FROM unanimous.low_water WHERE prefix = $3) \
     FROM unanimous.branches WHERE participant = $1 AND transaction = $2 FOR UPDATE";
 
 /// Fails, by a division, unless it writes exactly our row inside the very transaction that locked it (design rule 5):
@@ -249,8 +254,12 @@ impl Local {
     }
 
     /// Begins, inserts the row or locks the one that is there (design rule 7: never lock a row that may not exist), and
-    /// reads it: one round trip.
-    pub(crate) async fn begin(&mut self, operations: Option<&Operations>) -> Result<Row, LogError> {
+    /// reads it: one round trip. `session` names the interactive work that this process holds of the branch.
+    pub(crate) async fn begin(
+        &mut self,
+        operations: Option<&Operations>,
+        session: Option<Session>,
+    ) -> Result<Row, LogError> {
         let connection = self.connection()?;
         let insert = connection.prepare_cached(INSERT).await?;
         let lock = connection.prepare_cached(LOCK).await?;
@@ -267,13 +276,14 @@ impl Local {
         );
         let participant = self.branch.participant.as_str();
         let transaction = SqlId::of(self.branch.transaction);
+        let prefix = pruning::sql_prefix(self.branch.transaction.prefix());
         let text = operations.map(Operations::text);
         let digest = operations.map(|operations| operations.digest().0.to_vec());
         // The futures are polled in this order first, and so the statements travel in this order.
         let (_, inserted, row, ()) = try_join4(
             connection.batch_execute(&begin),
             connection.execute(&insert, &[&participant, &transaction, &text, &digest]),
-            connection.query_opt(&lock, &[&participant, &transaction]),
+            connection.query_opt(&lock, &[&participant, &transaction, &prefix]),
             async {
                 // Behind the row, in front of the work: a no takes the work back and leaves the row.
                 match operations {
@@ -292,8 +302,10 @@ impl Local {
         self.transaction = row.try_get(8)?;
         self.backend = Some(row.try_get(9)?);
         if inserted == 1 {
+            let low_water: Option<SqlId> = row.try_get(10)?;
+            let low_water = low_water.map(SqlId::transaction).transpose()?;
             return Ok(Row {
-                state: State::Absent,
+                state: State::without_row(self.branch.transaction, session, low_water),
                 operations: operations.map(|operations| operations.text().to_owned()),
                 added: None,
                 voted_yes: Vec::new(),
@@ -553,7 +565,8 @@ impl<'a> Stored<'a> {
             | State::Active { .. }
             | State::Working { .. }
             | State::Applying { .. }
-            | State::Undoing => None,
+            | State::Undoing
+            | State::Pruned { .. } => None,
         }
     }
 }

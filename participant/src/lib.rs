@@ -128,6 +128,7 @@ mod intent_log;
 mod interactive;
 mod keys;
 mod participant;
+mod pruning;
 mod resource;
 mod running;
 mod schema;

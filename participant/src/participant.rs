@@ -22,6 +22,7 @@ use crate::{
     intent_log::LogError,
     interactive::{self, Sessions},
     keys::KeyWaiters,
+    pruning::{self, Marks},
     resource::Resource,
     running::Running,
     schema::{self, SchemaError},
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) running: Running,
     pub(crate) keys: KeyWaiters,
     pub(crate) sessions: Sessions,
+    pub(crate) marks: Marks,
     pub(crate) coordinators: Vec<Coordinator>,
     pub(crate) http: reqwest::Client,
     /// Outcomes found by inquiries are applied so many at a time: one fewer than the pool has connections, for the
@@ -52,10 +54,11 @@ pub(crate) struct Shared {
     pub(crate) settling: Semaphore,
     pub(crate) inquire_after: Duration,
     pub(crate) inquire_every_max: Duration,
+    pub(crate) prune_every: Duration,
     pub(crate) runtime: Handle,
 }
 
-struct Background([AbortHandle; 2]);
+struct Background([AbortHandle; 3]);
 
 impl Drop for Background {
     fn drop(&mut self) {
@@ -164,6 +167,7 @@ pub struct Builder {
     coordinators: Vec<String>,
     inquire_after: Duration,
     inquire_every_max: Duration,
+    prune_every: Duration,
 }
 
 impl fmt::Debug for Builder {
@@ -194,6 +198,7 @@ impl Participant {
             coordinators: Vec::new(),
             inquire_after: Duration::from_secs(1),
             inquire_every_max: Duration::from_secs(10),
+            prune_every: Duration::from_secs(1),
         }
     }
 
@@ -240,6 +245,14 @@ impl Builder {
     #[must_use]
     pub fn inquire_every_max(mut self, pause: Duration) -> Self {
         self.inquire_every_max = pause;
+        self
+    }
+
+    /// The pause between two rounds that drop rows of finished transactions (1 s). What may be dropped is told by the
+    /// coordinator with its calls; nothing else ever drops a row.
+    #[must_use]
+    pub fn prune_every(mut self, pause: Duration) -> Self {
+        self.prune_every = pause;
         self
     }
 
@@ -308,11 +321,13 @@ impl Builder {
             running: Running::default(),
             keys: KeyWaiters::default(),
             sessions: Sessions::default(),
+            marks: Marks::default(),
             coordinators,
             http,
             settling: Semaphore::new(size - 1),
             inquire_after: self.inquire_after,
             inquire_every_max: self.inquire_every_max,
+            prune_every: self.prune_every,
             runtime: runtime.clone(),
         });
         let background = [
@@ -321,6 +336,9 @@ impl Builder {
                 .abort_handle(),
             runtime
                 .spawn(interactive::run(Arc::clone(&shared)))
+                .abort_handle(),
+            runtime
+                .spawn(pruning::run(Arc::clone(&shared)))
                 .abort_handle(),
         ];
         Ok(Participant {

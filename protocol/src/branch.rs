@@ -10,7 +10,7 @@
 //!   Absent ──┤                        │
 //!            ├────────no───> Refused  └──────abort────> Aborted
 //!            └─read-only──> Absent (nothing is stored)
-//!   Absent ──abort──> Tombstone
+//!   Absent ──abort──> Tombstone          (all of which have an outcome, below the low-water mark:) ──> Pruned
 //! ```
 //!
 //! What holds in every state:
@@ -19,11 +19,14 @@
 //!   what the row says [`Reply::OutcomeDiffers`], and neither changes the row.
 //! - An abort of the unknown leaves a tombstone, to which a late prepare loses (rule 7).
 //! - A stored row answers first, and the same way every time (rule 8).
+//! - A row is dropped only when it has an outcome and lies below the low-water mark (rule 15). Then its absence says
+//!   "finished", and nothing that comes late begins anything ([`State::Pruned`]).
 //!
 //! Left out: a read-only vote is not stored. Its late duplicate does the work again, at most up to a yes that the
 //! coordinator does not count; it then inquires and is told "aborted" (rule 16).
 
 use crate::{
+    id::TransactionId,
     message::{Inform, Refusal, RefusalCode, Reply, Session, Vote},
     operations::BodyDigest,
 };
@@ -72,6 +75,34 @@ pub enum State {
     Aborted,
     /// An abort came for a branch that was not known. A late prepare loses to it.
     Tombstone,
+    /// There is no row, and the id is below the participant's low-water mark: the transaction has ended, and if there was
+    /// a row, it had its outcome. Reads as a tombstone. Never stored.
+    Pruned {
+        /// The mark.
+        low_water: TransactionId,
+    },
+}
+
+impl State {
+    /// Where the branch of `transaction` stands that has no row. `session` names the interactive work that is held of it.
+    ///
+    /// `low_water` is the participant's mark for the id's prefix, read *after* it was seen that there is no row, by an
+    /// insert that found none in its way: read before, the row could have been pruned between the two, and a late
+    /// duplicate would do its work a second time.
+    #[must_use]
+    pub fn without_row(
+        transaction: TransactionId,
+        session: Option<Session>,
+        low_water: Option<TransactionId>,
+    ) -> Self {
+        let below =
+            |mark: &TransactionId| transaction.prefix() == mark.prefix() && transaction < *mark;
+        match (low_water.filter(below), session) {
+            (Some(low_water), _) => Self::Pruned { low_water },
+            (None, Some(session)) => Self::Active { session },
+            (None, None) => Self::Absent,
+        }
+    }
 }
 
 /// What happens to a branch.
@@ -116,7 +147,7 @@ pub enum Effect {
     RollBackWork,
     /// Release the keys that the branch holds.
     ReleaseKeys,
-    /// Write the row so. `State::Absent` is never stored.
+    /// Write the row so. What is not a row's state is never stored.
     Store(State),
     /// Answer after the local transaction has committed; with `forced` only once that commit is durable, which
     /// makes everything durable that was visible to it.
@@ -135,6 +166,11 @@ pub enum Answer {
     Reply(Reply),
     /// The same branch was prepared before with other operations: a clear refusal of *this* request.
     PrepareChanged,
+    /// *No*, code `below-low-water`: the transaction has ended, says the mark.
+    BelowLowWater {
+        /// The mark.
+        low_water: TransactionId,
+    },
 }
 
 /// A branch, rebuilt from its row for one message.
@@ -186,9 +222,21 @@ impl Branch {
             Event::Informed(inform) => self.informed(inform, effects),
             Event::DeadlinePassed => {
                 // Only work that was never voted on may go by a timer (rule 4).
-                if matches!(self.state, State::Active { .. }) {
-                    effects.push(Effect::RollBackWork);
-                    self.store(State::Tombstone, effects);
+                match self.state {
+                    State::Active { .. } => {
+                        effects.push(Effect::RollBackWork);
+                        self.store(State::Tombstone, effects);
+                    }
+                    State::Pruned { .. } => effects.push(Effect::RollBackWork),
+                    State::Absent
+                    | State::Working { .. }
+                    | State::Prepared { .. }
+                    | State::Applying { .. }
+                    | State::Undoing
+                    | State::Committed { .. }
+                    | State::Refused { .. }
+                    | State::Aborted
+                    | State::Tombstone => {}
                 }
             }
         }
@@ -238,6 +286,18 @@ impl Branch {
                     reason: "an abort of this branch came before the prepare".to_owned(),
                 };
                 unforced(Reply::Vote(Vote::No(refusal)), effects);
+                return;
+            }
+            State::Pruned { low_water } => {
+                // No tombstone is stored: the mark is one for all.
+                let reply = Answer::BelowLowWater {
+                    low_water: *low_water,
+                };
+                effects.push(Effect::RollBackWork);
+                effects.push(Effect::Answer {
+                    reply,
+                    forced: false,
+                });
                 return;
             }
             State::Working { .. } | State::Applying { .. } | State::Undoing => return,
@@ -314,7 +374,10 @@ impl Branch {
                 effects.push(Effect::Apply);
             }
             State::Committed { .. } => forced(Reply::Committed, effects),
-            State::Absent | State::Active { .. } => unforced(Reply::VoteLost, effects),
+            // Below the mark too: a commit that is still being told is not finished, so somebody is wrong.
+            State::Absent | State::Active { .. } | State::Pruned { .. } => {
+                unforced(Reply::VoteLost, effects);
+            }
             State::Refused { .. } | State::Aborted | State::Tombstone => {
                 unforced(Reply::OutcomeDiffers, effects);
             }
@@ -335,6 +398,10 @@ impl Branch {
             State::Active { .. } => {
                 effects.push(Effect::RollBackWork);
                 self.store(State::Tombstone, effects);
+                unforced(Reply::Aborted, effects);
+            }
+            State::Pruned { .. } => {
+                effects.push(Effect::RollBackWork);
                 unforced(Reply::Aborted, effects);
             }
             State::Committed { .. } => unforced(Reply::OutcomeDiffers, effects),

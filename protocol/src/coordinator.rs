@@ -381,6 +381,21 @@ impl Transaction {
         matches!(self.state, State::Ended { .. }) && self.unrecorded == 0
     }
 
+    /// Whether a low-water mark may not pass it yet: it may still commit, or it did and its finish is not durable (design
+    /// rule 15). An abort that clients may be told never holds the mark, whichever branches are still to be told.
+    #[must_use]
+    pub fn holds_low_water(&self) -> bool {
+        match &self.state {
+            State::Active
+            | State::Preparing
+            | State::Deciding { .. }
+            | State::Completing { told: false, .. } => true,
+            State::Completing { decision, .. } | State::Ended { decision } => {
+                decision.verdict == Verdict::Commit && !self.is_over()
+            }
+        }
+    }
+
     /// Whether it decides nothing any more, because the log went back.
     #[must_use]
     pub fn is_frozen(&self) -> bool {

@@ -46,12 +46,16 @@
 //! ## Names ([`id`])
 //! An id carries log identity, node and epoch, so that the absence of a record can be judged ([`life::Life::judge`]).
 //!
+//! ## Forgetting
+//! Every call carries a low-water mark: all ids below it are finished ([`low_water`]). A participant drops such rows, and
+//! keeps the mark instead, to which late messages lose ([`branch::State::Pruned`]).
+//!
 //! ## What is left out
 //! - A one-phase path for a single branch: it would need a record of its own before the call and save nothing.
 //! - Storing read-only votes: see [`branch`].
 //! - A forced record for a commit in which nobody updates anything: a client that asks again after a crash may then be
 //!   told "aborted", which for a transaction without effects says the same.
-//! - The low-water mark of finished ids (pruning at participants), and heuristic decisions: not built yet.
+//! - Heuristic decisions: not built yet.
 //! - Byzantine participants. One that lies about durability loses its own data; it can not make another one lose any.
 
 pub mod branch;
@@ -60,6 +64,7 @@ pub mod id;
 pub mod keyring;
 pub mod keys;
 pub mod life;
+pub mod low_water;
 pub mod message;
 pub mod operations;
 pub mod record;

@@ -35,6 +35,7 @@ use std::{
 use crate::{
     coordinator::Alarm,
     id::{Epoch, LogIdentity, Node, ParticipantName, Prefix, Sequence, TransactionId},
+    low_water::LowWater,
     message::Inform,
     record::AbortCode,
 };
@@ -307,6 +308,7 @@ pub struct Life {
     /// Nodes that nobody else runs, with the epoch that was opened of each. Never the own node.
     adopted: BTreeMap<Node, Writer>,
     refused_below_low_water: BTreeSet<ParticipantName>,
+    low_water: LowWater,
 }
 
 impl Life {
@@ -321,6 +323,7 @@ impl Life {
             standing: Standing::Serving,
             adopted: BTreeMap::new(),
             refused_below_low_water: BTreeSet::new(),
+            low_water: LowWater::default(),
         }
     }
 
@@ -350,13 +353,41 @@ impl Life {
         if self.standing != Standing::Serving {
             return None;
         }
+        let id = self.next_id()?;
+        self.next = id.sequence().next();
+        self.low_water.issued(id);
+        Some(id)
+    }
+
+    fn next_id(&self) -> Option<TransactionId> {
         let sequence = self.next?;
-        self.next = sequence.next();
         Some(TransactionId::new(
             self.prefix(),
             self.writer.epoch,
             sequence,
         ))
+    }
+
+    /// What the log held unfinished when it was read, after this life's epoch was opened; of whichever prefix.
+    pub fn recovered(&mut self, unfinished: impl IntoIterator<Item = TransactionId>) {
+        let prefix = self.prefix();
+        let mine = unfinished.into_iter().filter(|id| id.prefix() == prefix);
+        self.low_water.recovered(mine);
+    }
+
+    /// The transaction needs its branches no more: see [`crate::coordinator::Transaction::holds_low_water`].
+    pub fn finished(&mut self, id: TransactionId) {
+        self.low_water.finished(id);
+    }
+
+    /// The mark that calls about ids of [`Self::prefix`] carry (design rule 15); `None` while nothing may be promised. A
+    /// log that went back may have lost finishes that were durable once, so a life that found out promises nothing more.
+    #[must_use]
+    pub fn low_water(&self) -> Option<TransactionId> {
+        if self.standing != Standing::Serving {
+            return None;
+        }
+        self.low_water.mark(self.next_id())
     }
 
     /// A question about `id`, to be taken in the moment in which memory was found not to hold it. Whether this life had
@@ -443,8 +474,10 @@ impl Life {
             && self.next.is_none_or(|next| id.sequence() < next)
     }
 
-    /// A decision write returned clearly: the log's counter may not fall below this any more.
+    /// A decision write returned clearly: the log's counter may not fall below this any more. It is a forced write, so
+    /// all that was read before it began is durable.
     pub fn decided(&mut self, decisions: u64) {
+        self.low_water.forced();
         self.writer.decisions_at_least = self.writer.decisions_at_least.max(decisions);
     }
 

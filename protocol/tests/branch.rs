@@ -6,7 +6,7 @@ use unanimous_protocol::{
     operations::BodyDigest,
 };
 
-use crate::rig::{no, session};
+use crate::rig::{id, no, session};
 
 pub(crate) const FIRST: BodyDigest = BodyDigest([1; 32]);
 pub(crate) const OTHER: BodyDigest = BodyDigest([2; 32]);
@@ -65,6 +65,10 @@ pub(crate) fn refused() -> Branch {
 
 pub(crate) fn tombstone() -> Branch {
     after(&[Event::AbortReceived])
+}
+
+pub(crate) fn pruned() -> Branch {
+    Branch::from_row(State::Pruned { low_water: id(9) })
 }
 
 fn reply(reply: Reply, forced: bool) -> Effect {
@@ -396,4 +400,59 @@ fn an_answer_to_an_inquiry_that_is_older_than_the_row_changes_nothing() {
             assert_eq!(after, branch);
         }
     }
+}
+
+// The low-water mark (rule 15).
+
+#[test]
+fn without_a_row_the_mark_of_its_prefix_says_that_a_transaction_has_ended() {
+    let held = || Some(session("s1"));
+    let mark = id(9);
+    let pruned = State::Pruned { low_water: mark };
+    assert_eq!(State::without_row(id(8), None, Some(mark)), pruned);
+    assert_eq!(State::without_row(id(8), held(), Some(mark)), pruned);
+    for (below, mark) in [
+        (id(9), Some(mark)),
+        (id(10), Some(mark)),
+        (id(8), None),
+        // Of another log's.
+        (
+            "5eed0000-0001-8000-8000-100000000008".parse().unwrap(),
+            Some(mark),
+        ),
+    ] {
+        assert_eq!(State::without_row(below, None, mark), State::Absent);
+        let active = State::Active {
+            session: session("s1"),
+        };
+        assert_eq!(State::without_row(below, held(), mark), active);
+    }
+}
+
+#[test]
+fn below_the_mark_a_prepare_does_no_work_and_a_commit_is_an_alarm() {
+    let no = Answer::BelowLowWater { low_water: id(9) };
+    for (of_session, in_time) in [(None, true), (Some("s1"), true), (None, false)] {
+        let mut branch = pruned();
+        let effects = step(&mut branch, prepare(FIRST, of_session, in_time));
+        let answered = Effect::Answer {
+            reply: no.clone(),
+            forced: false,
+        };
+        assert_eq!(effects, [Effect::RollBackWork, answered]);
+        assert_eq!(branch, pruned(), "and nothing is stored");
+    }
+    let effects = step(&mut pruned(), Event::CommitReceived);
+    assert_eq!(effects, [reply(Reply::VoteLost, false)]);
+}
+
+#[test]
+fn below_the_mark_an_abort_leaves_no_tombstone() {
+    let effects = step(&mut pruned(), Event::AbortReceived);
+    assert_eq!(
+        effects,
+        [Effect::RollBackWork, reply(Reply::Aborted, false)]
+    );
+    let effects = step(&mut pruned(), Event::DeadlinePassed);
+    assert_eq!(effects, [Effect::RollBackWork]);
 }

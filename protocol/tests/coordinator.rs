@@ -663,6 +663,54 @@ fn where_nobody_updates_anything_there_is_no_commit_point_to_force() {
     assert!(rig.machine.is_over());
 }
 
+// The low-water mark (rule 15).
+
+#[test]
+fn a_commit_holds_the_low_water_mark_until_its_finish_is_durable() {
+    let mut rig = Rig::committing(false);
+    assert!(rig.machine.holds_low_water());
+    rig.deliver("east", Commit, answered(Reply::Committed));
+    assert!(rig.machine.holds_low_water());
+    rig.deliver("west", Commit, answered(Reply::Committed));
+    assert!(
+        rig.machine.holds_low_water(),
+        "a crash now would bring it back"
+    );
+    rig.step(Event::Appended);
+    assert!(!rig.machine.holds_low_water());
+}
+
+#[test]
+fn an_abort_holds_the_low_water_mark_until_it_may_be_told_and_no_longer() {
+    let mut rig = Rig::preparing(false, BOTH);
+    assert!(rig.machine.holds_low_water());
+    rig.step(ABORT_REQUESTED);
+    assert!(
+        !rig.machine.holds_low_water(),
+        "whoever is still to be told"
+    );
+    let mut rig = Rig::preparing(true, BOTH);
+    rig.step(ABORT_REQUESTED);
+    assert!(rig.machine.holds_low_water());
+    rig.step(Event::Forced(Standing::Proposed));
+    assert!(!rig.machine.holds_low_water());
+}
+
+#[test]
+fn what_may_still_commit_holds_the_low_water_mark() {
+    let active = Rig::active(false, BOTH);
+    let preparing = Rig::preparing(false, BOTH);
+    let mut deciding = Rig::preparing(false, BOTH);
+    deciding.vote("east", Vote::Yes);
+    deciding.vote("west", Vote::Yes);
+    for mut rig in [active, preparing, deciding] {
+        assert!(rig.machine.holds_low_water());
+        // Not decided, and never will be here: another life may find what became of it.
+        rig.step(Event::LogWentBack);
+        assert!(rig.machine.holds_low_water());
+    }
+}
+
 // Nobody waits behind a dead participant (rule 17).
 
 #[test]

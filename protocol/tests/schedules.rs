@@ -160,6 +160,10 @@ impl World {
                         reply: branch::Answer::PrepareChanged,
                         ..
                     } => panic!("the operations never change"),
+                    branch::Effect::Answer {
+                        reply: branch::Answer::BelowLowWater { .. },
+                        ..
+                    } => panic!("nothing is pruned here"),
                 }
             }
         }

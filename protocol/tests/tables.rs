@@ -15,7 +15,7 @@ use unanimous_protocol::{
 use crate::{
     branch::{
         FIRST, OTHER, aborted as aborted_branch, active, after, committed, prepare, prepared,
-        refused as refused_branch, tombstone,
+        pruned, refused as refused_branch, tombstone,
     },
     rig::{
         ABORT_REQUESTED, Rig, aborted, answered, decision, delivered, enlist, id, no, refused,
@@ -452,6 +452,7 @@ fn show_branch(state: &branch::State) -> String {
         branch::State::Refused { .. } => "Refused",
         branch::State::Aborted => "Aborted",
         branch::State::Tombstone => "Tombstone",
+        branch::State::Pruned { .. } => "Pruned",
     }
     .to_owned()
 }
@@ -459,6 +460,7 @@ fn show_branch(state: &branch::State) -> String {
 fn show_reply(reply: &branch::Answer) -> String {
     match reply {
         branch::Answer::PrepareChanged => "prepare-changed".to_owned(),
+        branch::Answer::BelowLowWater { .. } => "no (below-low-water), with the mark".to_owned(),
         branch::Answer::Reply(reply) => match reply {
             Reply::Vote(Vote::Yes) => "yes".to_owned(),
             Reply::Vote(Vote::ReadOnly) => "read-only".to_owned(),
@@ -558,6 +560,7 @@ fn branch_table() -> String {
         ("Refused, code conflict", refused_branch()),
         ("Aborted", aborted_branch()),
         ("Tombstone", tombstone()),
+        ("Pruned: no row, and below the low-water mark", pruned()),
     ] {
         assert!(title.starts_with(&show_branch(branch.state())), "{title}");
         let (mut lines, mut idle) = (Vec::new(), Vec::new());

@@ -35,7 +35,8 @@ use super::{
     broken,
     log_writer::LogWriter,
     transaction::{
-        Deliver, Inquire as InquireLive, Links, Progress, TransactionActor, warn_of_unknown_branch,
+        Deliver, Inquire as InquireLive, Links, Progress, PublishedLowWater, TransactionActor,
+        warn_of_unknown_branch,
     },
     wall_clock,
 };
@@ -124,6 +125,7 @@ pub struct Registry {
     neighbours: Neighbours,
     transactions: HashMap<TransactionId, Live>,
     undecided: usize,
+    low_water: PublishedLowWater,
     delivering_aborts: BTreeSet<TransactionId>,
     key_lookups: KeyLookups,
     condition: watch::Sender<Condition>,
@@ -190,6 +192,7 @@ impl Registry {
             neighbours: Neighbours::default(),
             transactions: HashMap::new(),
             undecided: 0,
+            low_water: PublishedLowWater::default(),
             delivering_aborts: BTreeSet::new(),
             key_lookups: KeyLookups::default(),
             condition,
@@ -209,7 +212,12 @@ impl Registry {
             log_writer,
             couriers: self.couriers.clone(),
             metrics: Arc::clone(&self.metrics),
+            low_water: self.low_water.clone(),
         })
+    }
+
+    fn publish_low_water(&self) {
+        self.low_water.publish(self.life.low_water());
     }
 
     /// Whether it is undecided and to stay so: nothing may be said of it, for all that was said could turn out otherwise.
@@ -283,6 +291,7 @@ impl Registry {
         // Registered before anybody can see the id.
         let progress = Progress {
             undecided: true,
+            holds_low_water: true,
             ..Progress::default()
         };
         let key = begin.key.map(|claim| claim.key);
@@ -484,6 +493,7 @@ impl Registry {
         {
             return self.freeze(why.clone(), ctx);
         }
+        self.publish_low_water();
         let condition = match self.life.standing() {
             Standing::Fenced(why) => Condition::Fenced(why.clone()),
             Standing::WentBack(why) => Condition::WentBack(why.clone()),
@@ -826,6 +836,8 @@ impl Handler<Recover> for Registry {
     type Result = ();
 
     fn handle(&mut self, Recover(records): Recover, ctx: &mut Context<Self>) {
+        let unfinished = records.iter().map(|record| record.header.id);
+        self.life.recovered(unfinished);
         self.recover(records, ctx);
     }
 }
@@ -841,6 +853,7 @@ impl Registry {
             }
             let transaction = TransactionActor::recover(record, links.clone()).start();
             let progress = Progress {
+                holds_low_water: true,
                 key_released: true,
                 ..Progress::default()
             };
@@ -882,12 +895,16 @@ impl Handler<Progressed> for Registry {
         {
             self.keyring.forget(&key, id);
         }
+        if live.progress.holds_low_water && !progress.holds_low_water {
+            self.life.finished(id);
+        }
         live.progress = progress;
         if progress.delivering_aborts {
             self.delivering_aborts.insert(id);
         } else {
             self.delivering_aborts.remove(&id);
         }
+        self.publish_low_water();
         if self.delivering_aborts.len() > self.bounds.delivering_aborts_max
             && let Some(oldest) = self.delivering_aborts.pop_first()
             && let Some(live) = self.transactions.get(&oldest)
@@ -918,6 +935,8 @@ impl Handler<LeftMemory> for Registry {
         if let Some(key) = live.key {
             self.keyring.forget(&key, id);
         }
+        self.life.finished(id);
+        self.publish_low_water();
         self.tell_if_drained();
     }
 }
@@ -960,6 +979,7 @@ impl Handler<Decided> for Registry {
 
     fn handle(&mut self, Decided(decisions): Decided, _: &mut Context<Self>) {
         self.life.decided(decisions);
+        self.publish_low_water();
     }
 }
 

@@ -1,6 +1,9 @@
 //! One live global transaction.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
 use tokio::{sync::oneshot, time::Instant};
@@ -38,6 +41,25 @@ pub struct Links {
     pub couriers: Couriers,
     /// Count its decision.
     pub metrics: Arc<Metrics>,
+    /// Goes with its calls.
+    pub low_water: PublishedLowWater,
+}
+
+/// The low-water mark as of now, from the registry to every call (design rule 15).
+#[derive(Clone, Debug, Default)]
+pub struct PublishedLowWater(Arc<Mutex<Option<TransactionId>>>);
+
+impl PublishedLowWater {
+    /// Calls that are made from now on carry this one.
+    pub fn publish(&self, low_water: Option<TransactionId>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = low_water;
+    }
+
+    /// What a call about `id` carries: a mark speaks of its own prefix only.
+    fn for_call_about(&self, id: TransactionId) -> Option<TransactionId> {
+        let low_water = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        low_water.filter(|mark| mark.prefix() == id.prefix())
+    }
 }
 
 /// How far a transaction has come, as the registry's bounds see it.
@@ -45,6 +67,8 @@ pub struct Links {
 pub struct Progress {
     /// Neither decided nor handed to the log.
     pub undecided: bool,
+    /// The low-water mark may not pass it.
+    pub holds_low_water: bool,
     /// Delivering aborts, which may be dropped at a bound.
     pub delivering_aborts: bool,
     /// Lost its idempotency key to another transaction, or will leave memory.
@@ -93,6 +117,7 @@ impl TransactionActor {
         let machine = Transaction::begin(header.id, header.key.is_some(), &mut owed);
         let progress = Progress {
             undecided: true,
+            holds_low_water: true,
             ..Progress::default()
         };
         Self::new(
@@ -112,6 +137,7 @@ impl TransactionActor {
         let mut owed = Vec::new();
         let machine = Transaction::recover(record.header.id, record.decision, &mut owed);
         let progress = Progress {
+            holds_low_water: true,
             key_released: true,
             ..Progress::default()
         };
@@ -208,7 +234,7 @@ impl TransactionActor {
                     pace,
                     deadline: self.deadline.filter(|_| kind == RequestKind::Prepare),
                     begun_at_ms: self.header.created_at.0,
-                    low_water: None,
+                    low_water: self.links.low_water.for_call_about(self.id()),
                     traceparent: self.traceparent.clone(),
                     on_done,
                 });
@@ -326,6 +352,7 @@ impl TransactionActor {
     fn report_progress(&mut self, ctx: &mut Context<Self>) {
         let progress = Progress {
             undecided: self.machine.is_undecided(),
+            holds_low_water: self.machine.holds_low_water(),
             delivering_aborts: self.machine.is_delivering_aborts(),
             key_released: self.progress.key_released || self.machine.lost_its_key(),
         };

@@ -22,7 +22,8 @@ pub use coordinator::{
 pub use object::Object;
 pub use participant::{
     BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe, HttpAnswer, InquiryAnswer,
-    PrepareRequest, VoteAnswer, VoteWord, read_inquiry, read_reply, vote_answer,
+    PrepareRequest, VoteAnswer, VoteWord, below_low_water_answer, read_inquiry, read_reply,
+    vote_answer,
 };
 pub use problem::{PROBLEM_JSON, Problem, problem_type};
 pub use timestamp::Timestamp;

@@ -293,6 +293,20 @@ pub fn vote_answer(branch: &BranchId, vote: &Vote) -> VoteAnswer {
     }
 }
 
+/// The body that answers a prepare below the participant's low-water mark: *no*, with the mark.
+#[must_use]
+pub fn below_low_water_answer(branch: &BranchId, low_water: TransactionId) -> VoteAnswer {
+    let refusal = Refusal {
+        code: RefusalCode::BelowLowWater,
+        reason: "the transaction has ended: its id is below this participant's low-water mark"
+            .to_owned(),
+    };
+    VoteAnswer {
+        low_water: Some(low_water),
+        ..vote_answer(branch, &Vote::No(refusal))
+    }
+}
+
 /// How an inquiry ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InquiryAnswer {

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use crate::process::new_identity;
 use crate::support::metrics::Scrape;
-use crate::support::sqlite::change;
 use crate::support::{Answer, Coordinator, Does, SOON, Stub, branch};
 
 const UNFORCED: &str = "unanimous_log_unforced_total";
@@ -387,7 +386,7 @@ async fn the_condition_says_that_the_log_went_back() {
     assert_eq!(ready.value(&condition("ready")), 1.0);
     assert_eq!(ready.value(&condition("went_back")), 0.0);
     coordinator.begin(&commits_at(&["east"])).await.is(200);
-    change(coordinator.log(), "UPDATE epoch SET decisions = 0").await;
+    coordinator.log().change("UPDATE epoch SET decisions = 0").await;
     let back = coordinator
         .scraped("it notices", |scrape| {
             scrape.value(&condition("went_back")) == 1.0

@@ -1,0 +1,108 @@
+//! Forgets: hears the low-water marks that calls carry, and has the rows below them dropped, in rounds (design rule 15).
+//!
+//! A mark takes effect when it is stored, together with the dropping; until then it is only heard, and a restart may
+//! forget it. Nothing waits for any of this: a round takes a prepare's slot, never one of phase two.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+use unanimous_protocol::id::{Prefix, TransactionId};
+
+use crate::{
+    calls::chain,
+    intent_log::{LogError, pruning::prune},
+    participant::Shared,
+};
+
+/// Prefixes that marks are kept of: coordinators' nodes, over all identities of their logs. What is beyond is not pruned
+/// by this process.
+const PREFIXES_MAX: usize = 1_024;
+/// A round waits so long for a slot.
+const SLOT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The highest marks that were heard.
+#[derive(Default)]
+pub(crate) struct Marks {
+    heard: Mutex<BTreeMap<Prefix, Heard>>,
+    news: Notify,
+}
+
+#[derive(Clone, Copy)]
+struct Heard {
+    mark: TransactionId,
+    /// Up to where everything that had an outcome is gone.
+    pruned: Option<TransactionId>,
+}
+
+impl Marks {
+    /// A call about `transaction` carried this mark. A mark speaks of its own prefix only, so one of another prefix than
+    /// the call's is somebody's mistake and not heard.
+    pub(crate) fn hear(&self, transaction: TransactionId, low_water: Option<TransactionId>) {
+        let prefix = transaction.prefix();
+        let Some(mark) = low_water.filter(|mark| mark.prefix() == prefix) else {
+            return;
+        };
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard.len() >= PREFIXES_MAX && !heard.contains_key(&prefix) {
+            return;
+        }
+        let known = heard.entry(prefix).or_insert(Heard { mark, pruned: None });
+        known.mark = known.mark.max(mark);
+        if known.pruned.is_none_or(|pruned| pruned < known.mark) {
+            drop(heard);
+            self.news.notify_one();
+        }
+    }
+
+    /// Marks that were heard and not pruned up to.
+    fn due(&self) -> Vec<TransactionId> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = heard
+            .values()
+            .filter(|heard| heard.pruned.is_none_or(|pruned| pruned < heard.mark));
+        due.map(|heard| heard.mark).collect()
+    }
+
+    fn pruned(&self, mark: TransactionId) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(heard) = heard.get_mut(&mark.prefix()) {
+            heard.pruned = heard.pruned.max(Some(mark));
+        }
+    }
+}
+
+/// Prunes whenever there is something new to prune, with a pause after each round.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    loop {
+        shared.marks.news.notified().await;
+        for mark in shared.marks.due() {
+            if let Err(error) = round(&shared, mark).await {
+                tracing::warn!(participant = %shared.name, %mark, error = chain(&error),
+                    "rows of finished transactions could not be dropped; they are in the next round");
+                // Also where no call brings news.
+                shared.marks.news.notify_one();
+            }
+        }
+        tokio::time::sleep(shared.prune_every).await;
+    }
+}
+
+/// All that is below the mark, in short local transactions.
+async fn round(shared: &Shared, mark: TransactionId) -> Result<(), LogError> {
+    loop {
+        let slot = shared
+            .connections
+            .prepare_slot(Instant::now() + SLOT_PATIENCE);
+        let Some(_slot) = slot.await else {
+            return Err(LogError::NoConnection("no slot came free".to_owned()));
+        };
+        if !prune(shared.connections.get().await?, mark).await? {
+            shared.marks.pruned(mark);
+            return Ok(());
+        }
+    }
+}
