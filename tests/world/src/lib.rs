@@ -13,11 +13,13 @@
 mod checker;
 mod client;
 mod coordinator;
+mod director;
 mod disk;
 mod log;
 mod participant;
 mod rng;
 mod surroundings;
+mod words;
 mod world;
 
 pub use surroundings::Counters;
