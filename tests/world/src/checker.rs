@@ -442,6 +442,7 @@ impl Checker {
         durable: Option<&State>,
     ) {
         let betrayed = self.is_betrayed(id);
+        let expected = self.expects_alarms;
         let seen = self.seen(id, participant);
         let holds = match reply {
             Reply::Vote(Vote::Yes) => {
@@ -473,7 +474,7 @@ impl Checker {
                 Some(State::Aborted | State::Refused { .. } | State::Tombstone)
             ),
             // Where nobody loses a durable row, nobody answers these.
-            Reply::VoteLost | Reply::OutcomeDiffers => betrayed,
+            Reply::VoteLost | Reply::OutcomeDiffers => betrayed || expected,
         };
         self.require(holds, || {
             format!("{participant} says {reply:?} of {id}: row {visible:?}, durably {durable:?}")

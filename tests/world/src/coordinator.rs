@@ -211,7 +211,12 @@ impl Coordinator {
                     self.number,
                     unfinished.len()
                 );
-                self.life = Some(Life::begin(writer, s.rng.next()));
+                let random = match s.director {
+                    None => s.rng.next(),
+                    // Another one for each life, all the same.
+                    Some(_) => u64::from(self.number.0) << 24,
+                };
+                self.life = Some(Life::begin(writer, random));
                 for record in unfinished {
                     self.recover(record, s)?;
                 }
@@ -537,6 +542,20 @@ impl Coordinator {
         request: Request,
         s: &mut Surroundings,
     ) {
+        if s.unregistered.contains(&participant) {
+            trace!(
+                s,
+                "{}: {id} waits, {participant} is not registered",
+                self.number
+            );
+            let later = Happening::CallLater {
+                life: self.number,
+                id,
+                participant,
+                request,
+            };
+            return s.after(1_000, later);
+        }
         s.checker.coordinator_asks(id, &participant, request.kind());
         self.numbers += 1;
         let number = self.numbers;

@@ -18,6 +18,7 @@ mod disk;
 mod log;
 mod participant;
 mod rng;
+pub mod script;
 mod surroundings;
 mod words;
 mod world;

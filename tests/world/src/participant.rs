@@ -132,6 +132,8 @@ enum Value {
 /// What the intent log keeps of a branch.
 #[derive(Clone, Debug)]
 struct Row {
+    /// The participant's name as the branch's prepare said it: the service may be called otherwise by now.
+    name: ParticipantName,
     state: State,
     operations: Vec<Operation>,
     /// Interactive pieces of work among them.
@@ -185,7 +187,7 @@ struct Process {
     sessions: BTreeMap<TransactionId, Held>,
     waiters: BTreeMap<TransactionId, Waiter>,
     /// Answers that wait for a forced commit.
-    answers: Vec<(u64, TransactionId, Reply, Option<ReplyTo>)>,
+    answers: Vec<(u64, TransactionId, Reply, Option<(ReplyTo, ParticipantName)>)>,
 }
 
 #[derive(Debug)]
@@ -537,7 +539,9 @@ impl Participant {
                         None
                     }
                 };
-                s.checker.row_durable(id, &self.name, state);
+                let row = self.row(id);
+                let name = row.map_or(&self.name, |row| &row.name);
+                s.checker.row_durable(id, name, state);
             }
         }
     }
@@ -607,6 +611,11 @@ impl Participant {
         });
         left.find(|(_, count)| *count > 0)
             .map(|(what, count)| format!("{count} {what}"))
+    }
+
+    /// The service is called otherwise from now on, and answers to its former name too.
+    pub(crate) fn rename(&mut self, name: ParticipantName) {
+        self.name = name;
     }
 
     /// Some process that runs, and acts from now on.
@@ -742,7 +751,9 @@ impl Participant {
             Some(Request::Prepare(prepare)) => Operation::parse(prepare.operations.text()),
             Some(Request::Commit | Request::Abort) | None => Vec::new(),
         };
+        let name = preparing.as_ref().map_or(&self.name, |p| &p.call.participant);
         let mut row = stored.clone().unwrap_or(Row {
+            name: name.clone(),
             state: State::Absent,
             operations,
             pieces: BTreeSet::new(),
@@ -782,7 +793,7 @@ impl Participant {
                     s.counters.add("service failures");
                     if let Some(to) = reply_to {
                         let failed = Delivery::Unknown("503".to_owned());
-                        ends(to, id, &self.name, failed, s);
+                        ends(to, id, &row.name, failed, s);
                     }
                     return Ok(());
                 }
@@ -810,7 +821,7 @@ impl Participant {
                             trace!(s, "{}: {id} waited for key {key} in vain", self.name);
                             if let Some(to) = reply_to {
                                 let busy = Delivery::Unknown("503 key-busy".to_owned());
-                                ends(to, id, &self.name, busy, s);
+                                ends(to, id, &row.name, busy, s);
                             }
                             return Ok(());
                         }
@@ -873,7 +884,7 @@ impl Participant {
                     trace!(s, "{}: {id} was prepared otherwise", self.name);
                     if let Some(to) = reply_to {
                         let changed = Delivery::Answered(Reply::Vote(refused("prepare-changed")));
-                        ends(to, id, &self.name, changed, s);
+                        ends(to, id, &row.name, changed, s);
                     }
                 }
             }
@@ -897,13 +908,13 @@ impl Participant {
         }
         if let Some(after) = &changed {
             if matches!(after, State::Prepared { .. })
-                && s.checker.changed_from_read_only(id, &self.name)
+                && s.checker.changed_from_read_only(id, &row.name)
             {
                 s.counters.add("read-only votes that changed");
             }
             let before = stored.as_ref().map(|row| &row.state);
             s.checker
-                .row_changed(id, &self.name, before, after, applied, &row.pieces);
+                .row_changed(id, &row.name, before, after, applied, &row.pieces);
         }
         if stored.is_some() || changed.is_some() {
             // The row answers from now on. After a read-only vote there is none: a repeat must find the work.
@@ -938,10 +949,12 @@ impl Participant {
         for (reply, forced) in answers {
             if forced {
                 if let Some(process) = self.processes.get_mut(&number) {
-                    process.answers.push((position, id, reply, reply_to));
+                    let to = reply_to.map(|to| (to, row.name.clone()));
+                    process.answers.push((position, id, reply, to));
                 }
             } else {
-                self.reply(id, reply, reply_to, s);
+                let to = reply_to.map(|to| (to, row.name.clone()));
+                self.reply(id, reply, to, s);
             }
         }
         Ok(())
@@ -961,8 +974,14 @@ impl Participant {
         }
     }
 
-    fn reply(&self, id: TransactionId, reply: Reply, to: Option<ReplyTo>, s: &mut Surroundings) {
-        let Some(to) = to else {
+    fn reply(
+        &self,
+        id: TransactionId,
+        reply: Reply,
+        to: Option<(ReplyTo, ParticipantName)>,
+        s: &mut Surroundings,
+    ) {
+        let Some((to, name)) = to else {
             return;
         };
         let durable = match self.disk.durable(&Cell::Row(id)) {
@@ -972,14 +991,13 @@ impl Participant {
         let visible = self.row(id).map(|row| &row.state);
         trace!(
             s,
-            "{} → {}: {id} {}",
-            self.name,
+            "{name} → {}: {id} {}",
             to.0,
             words::reply(&reply)
         );
         s.checker
-            .participant_says(id, &self.name, &reply, visible, durable);
-        ends(to, id, &self.name, Delivery::Answered(reply), s);
+            .participant_says(id, &name, &reply, visible, durable);
+        ends(to, id, &name, Delivery::Answered(reply), s);
     }
 
     /// The database has forced its log.
@@ -1018,22 +1036,27 @@ impl Participant {
             return;
         };
         let clock = process.clock;
-        let in_doubt: Vec<TransactionId> = self
-            .rows()
-            .filter(|(_, state)| matches!(state, State::Prepared { .. }))
-            .map(|(id, _)| id)
+        let in_doubt: Vec<(TransactionId, ParticipantName)> = self
+            .disk
+            .cells()
+            .filter_map(|(cell, value)| match (cell, value) {
+                (Cell::Row(id), Value::Row(row)) if matches!(row.state, State::Prepared { .. }) => {
+                    Some((*id, row.name.clone()))
+                }
+                (Cell::Row(_) | Cell::Account(_) | Cell::Applied(_) | Cell::Key(_), _) => None,
+            })
             .collect();
-        for id in in_doubt {
+        for (id, name) in in_doubt {
             s.counters.add("inquiries");
             let asker = Asker {
                 who: Who::Participant(self.name.clone()),
                 question: 0,
             };
+            trace!(s, "{}: inquires about {id} of {name}", self.name);
             let question = Question::Outcome {
                 id,
-                participant: self.name.clone(),
+                participant: name,
             };
-            trace!(s, "{}: inquires about {id}", self.name);
             s.ask(None, asker, question);
         }
         let delay = s.rng.between(500, 3_000);

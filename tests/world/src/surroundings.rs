@@ -369,6 +369,8 @@ pub(crate) struct Surroundings {
     pub(crate) trace: Option<Vec<String>>,
     /// How many participants are registered.
     pub(crate) participants: usize,
+    /// Those that are not registered any more: their branches wait (rule 19).
+    pub(crate) unregistered: BTreeSet<ParticipantName>,
     /// The processes that listen, by node: what a load balancer would know.
     pub(crate) listening: Vec<(Node, LifeNumber)>,
     /// What a script does with messages.
@@ -539,6 +541,7 @@ impl Surroundings {
             counters: Counters::default(),
             trace: trace.then(Vec::new),
             participants: 0,
+            unregistered: BTreeSet::new(),
             listening: Vec::new(),
             director: None,
             cuts: BTreeSet::new(),
@@ -580,7 +583,7 @@ impl Surroundings {
         names.find(|(_, given)| *given == name).map(|(id, _)| *id)
     }
 
-    fn with_short_names(&self, line: &str) -> String {
+    pub(crate) fn with_short_names(&self, line: &str) -> String {
         const LENGTH: usize = 36;
         let mut text = String::with_capacity(line.len());
         let mut rest = line;
@@ -632,10 +635,10 @@ impl Surroundings {
             let label = happening.label(|id| self.name_of(id));
             let (directed, line) = director.direct(label, &happening);
             times = directed;
+            self.director = Some(director);
             if let Some(line) = line {
                 trace!(self, "{line}");
             }
-            self.director = Some(director);
         }
         for _ in 0..times {
             self.after(delay, happening.clone());

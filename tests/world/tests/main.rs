@@ -1,5 +1,7 @@
 //! Worlds with fixed seeds, and whether enough happens in them.
 
+mod scripts;
+
 use unanimous_world::{Counters, replay, run};
 
 /// Lines of the event log that a failure shows; `SIM_SEED=n` shows all of one seed's.
