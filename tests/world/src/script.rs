@@ -137,13 +137,13 @@ impl goldenscript::Runner for Stage {
         let mut arguments = command.consume_args();
         let shown = self.carry_out(&command.name, &mut arguments)?;
         arguments.reject_next()?;
-        // What was handed over at once arrives in the next millisecond.
         if let Some(what) = self.world.s.checker.violation() {
             return Err(what.to_owned().into());
         }
         let mut lines = self.world.s.trace.take().unwrap_or_default();
         self.world.s.trace = Some(Vec::new());
-        lines.extend(shown);
+        let short = |line: &String| self.world.s.with_short_names(line);
+        lines.extend(shown.iter().map(short));
         Ok(lines.join("\n"))
     }
 }
@@ -202,8 +202,13 @@ impl Stage {
             "log" => self.log(arguments)?,
             // time
             "run" => {
-                let span = arguments.next_pos().map(|span| millis(span));
+                // `run 3m quiet` shows nothing of it.
+                let span = arguments.next_pos().map(millis);
+                let quiet = arguments.next_pos() == Some("quiet");
                 self.world.pass(span.transpose()?.unwrap_or(50))?;
+                if quiet {
+                    self.world.s.trace = Some(Vec::new());
+                }
             }
             // what stands
             "rows" | "accounts" | "keys" => return self.shows(name, arguments),
