@@ -34,6 +34,17 @@ pub struct Failure {
     pub seed: u64,
     /// What was broken.
     pub what: String,
+    /// How many events had happened by then.
+    pub events: u64,
+}
+
+/// How many clients a world has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// 10 to 40: most rules break in a small world, and soon.
+    Small,
+    /// Enough for 200 transactions and more.
+    Large,
 }
 
 pub(crate) struct World {
@@ -46,6 +57,7 @@ pub(crate) struct World {
     pub(crate) participants: BTreeMap<ParticipantName, Participant>,
     /// Present names, where they are others, to the first.
     pub(crate) renamed: BTreeMap<ParticipantName, ParticipantName>,
+    events: u64,
     clients: Vec<Client>,
 }
 
@@ -53,28 +65,41 @@ pub(crate) struct World {
 ///
 /// # Errors
 /// The first rule that was broken.
-pub fn run(seed: u64) -> Result<Counters, Box<Failure>> {
-    run_world(seed, false).0
+pub fn run(seed: u64, size: Size) -> Result<Counters, Box<Failure>> {
+    run_world(seed, size, false).0
 }
 
 /// Runs the world of a seed with its full event log.
-pub fn replay(seed: u64) -> (Result<Counters, Box<Failure>>, Vec<String>) {
-    run_world(seed, true)
+pub fn replay(seed: u64, size: Size) -> (Result<Counters, Box<Failure>>, Vec<String>) {
+    run_world(seed, size, true)
 }
 
-fn run_world(seed: u64, trace: bool) -> (Result<Counters, Box<Failure>>, Vec<String>) {
+fn run_world(
+    seed: u64,
+    size: Size,
+    trace: bool,
+) -> (Result<Counters, Box<Failure>>, Vec<String>) {
     let mut rng = Rng::new(seed);
-    let temper = Temper::of(&mut rng, seed % 8 == 7);
+    let mut temper = Temper::of(&mut rng, seed % 8 == 7);
+    if size == Size::Large {
+        temper.clients = rng.between(230, 250);
+        temper.chaos_until *= 3;
+        // As many crashes for each transaction as in a small one.
+        temper.fault_every /= 3;
+    }
     let mut world = World::new(rng, temper, trace);
     // A machine's assert is a finding as well, and has a seed. (A release build aborts.)
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()))
         .unwrap_or_else(|_| Err("something panicked, see above".to_owned()));
-    let events = world.s.trace.take().unwrap_or_default();
     let result = match ended {
-        Ok(()) => Ok(world.s.counters),
-        Err(what) => Err(Box::new(Failure { seed, what })),
+        Ok(()) => Ok(std::mem::take(&mut world.s.counters)),
+        Err(what) => Err(Box::new(Failure {
+            seed,
+            what: world.s.with_short_names(&what),
+            events: world.events,
+        })),
     };
-    (result, events)
+    (result, world.s.trace.take().unwrap_or_default())
 }
 
 impl World {
@@ -105,6 +130,7 @@ impl World {
             nodes,
             participants,
             renamed: BTreeMap::new(),
+            events: 0,
             clients: Vec::new(),
         };
         for node in world.nodes.clone() {
@@ -173,6 +199,7 @@ impl World {
             nodes: vec![Node(1)],
             participants,
             renamed: BTreeMap::new(),
+            events: 0,
             clients: Vec::new(),
         }
     }
@@ -225,21 +252,20 @@ impl World {
 
     fn run(&mut self) -> Result<(), String> {
         let end = self.s.temper.chaos_until + HEALING;
-        let mut events = 0u64;
         while self.s.next_at().is_some_and(|at| at <= end) {
             let Some(happening) = self.s.next() else {
                 break;
             };
-            events += 1;
+            self.events += 1;
             self.happens(happening);
             if let Some(what) = self.s.checker.violation() {
                 return Err(what.to_owned());
             }
-            if events > 2_000_000 {
+            if self.events > 2_000_000 {
                 return Err("the world does not come to rest".to_owned());
             }
         }
-        self.s.counters.raise("events", events);
+        self.s.counters.raise("events", self.events);
         self.all_has_ended()
     }
 

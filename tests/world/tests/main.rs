@@ -1,8 +1,9 @@
 //! Worlds with fixed seeds, and whether enough happens in them.
 
+mod proof;
 mod scripts;
 
-use unanimous_world::{Counters, replay, run};
+use unanimous_world::{Counters, Size::Small, replay, run};
 
 /// Lines of the event log that a failure shows; `SIM_SEED=n` shows all of one seed's.
 const LINES_SHOWN: usize = 200;
@@ -10,10 +11,10 @@ const LINES_SHOWN: usize = 200;
 fn hold(seeds: impl Iterator<Item = u64>) -> Counters {
     let mut counters = Counters::default();
     for seed in seeds {
-        match run(seed) {
+        match run(seed, Small) {
             Ok(more) => counters.merge(&more),
             Err(failure) => {
-                let (_, events) = replay(seed);
+                let (_, events) = replay(seed, Small);
                 let from = events.len().saturating_sub(LINES_SHOWN);
                 panic!(
                     "seed {seed}: {}\n{}\nseed {seed}: {}\nall of it: SIM_SEED={seed} cargo nextest run -p \
@@ -91,7 +92,7 @@ fn all_worlds_keep_the_rules_and_enough_happens_in_them() {
 #[test]
 fn a_seed_fixes_everything() {
     for seed in [3, 7, 12_157] {
-        assert_eq!(replay(seed).1, replay(seed).1);
+        assert_eq!(replay(seed, Small).1, replay(seed, Small).1);
     }
 }
 
@@ -102,7 +103,7 @@ fn one_world() {
         return;
     };
     let seed = seed.parse().expect("SIM_SEED is a number");
-    let (result, events) = replay(seed);
+    let (result, events) = replay(seed, Small);
     print(&events.join("\n"));
     if let Err(failure) = result {
         panic!("seed {seed}: {}", failure.what);
