@@ -545,8 +545,7 @@ impl Coordinator {
         if s.unregistered.contains(&participant) {
             trace!(
                 s,
-                "{}: {id} waits, {participant} is not registered",
-                self.number
+                "{}: {id} waits, {participant} is not registered", self.number
             );
             let later = Happening::CallLater {
                 life: self.number,
@@ -899,7 +898,10 @@ impl Coordinator {
         s: &mut Surroundings,
     ) {
         s.counters.add("judgements");
-        trace!(s, "{}: without it in memory, {id} is {judgement:?}", self.number);
+        trace!(
+            s,
+            "{}: without it in memory, {id} is {judgement:?}", self.number
+        );
         if let Question::Outcome { participant, .. } = question {
             let inform = match (judgement, record) {
                 (Judgement::Recorded, Some(record)) => Some(record.decision.inform(&participant)),

@@ -112,7 +112,11 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
     Some(wanted)
 }
 
-fn failed(failure: &Failure, size: Size, out: &mut impl std::io::Write) -> std::io::Result<ExitCode> {
+fn failed(
+    failure: &Failure,
+    size: Size,
+    out: &mut impl std::io::Write,
+) -> std::io::Result<ExitCode> {
     let Failure { seed, what, events } = failure;
     writeln!(out, "seed {seed} FAILS after {events} events: {what}")?;
     let small = match size {
@@ -183,7 +187,10 @@ fn progress(minute: u64, found: &Mutex<(Counters, Vec<Failure>)>) {
     writeln!(std::io::stderr(), "{line}").ok();
 }
 
-fn scripts(directory: &std::path::Path, out: &mut impl std::io::Write) -> std::io::Result<ExitCode> {
+fn scripts(
+    directory: &std::path::Path,
+    out: &mut impl std::io::Write,
+) -> std::io::Result<ExitCode> {
     let played = play_all(directory)?;
     let mut wrong = 0;
     for script in &played {
@@ -192,7 +199,11 @@ fn scripts(directory: &std::path::Path, out: &mut impl std::io::Write) -> std::i
             writeln!(out, "script {} DIFFERS: {difference}", script.name)?;
         }
     }
-    writeln!(out, "{} scripts, {wrong} play otherwise than recorded", played.len())?;
+    writeln!(
+        out,
+        "{} scripts, {wrong} play otherwise than recorded",
+        played.len()
+    )?;
     Ok(if wrong == 0 {
         ExitCode::SUCCESS
     } else {

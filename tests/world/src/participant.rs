@@ -181,13 +181,22 @@ struct Waiter {
 /// Where an answer to the coordinator goes: the life and the number of its call.
 type ReplyTo = (LifeNumber, u64);
 
+/// An answer that waits until its local transaction is durable: its position, and whose answer to whom.
+#[derive(Debug)]
+struct WaitingAnswer {
+    position: u64,
+    id: TransactionId,
+    reply: Reply,
+    to: Option<(ReplyTo, ParticipantName)>,
+}
+
 #[derive(Debug)]
 struct Process {
     clock: Clock,
     sessions: BTreeMap<TransactionId, Held>,
     waiters: BTreeMap<TransactionId, Waiter>,
     /// Answers that wait for a forced commit.
-    answers: Vec<(u64, TransactionId, Reply, Option<(ReplyTo, ParticipantName)>)>,
+    answers: Vec<WaitingAnswer>,
 }
 
 #[derive(Debug)]
@@ -751,7 +760,9 @@ impl Participant {
             Some(Request::Prepare(prepare)) => Operation::parse(prepare.operations.text()),
             Some(Request::Commit | Request::Abort) | None => Vec::new(),
         };
-        let name = preparing.as_ref().map_or(&self.name, |p| &p.call.participant);
+        let name = preparing
+            .as_ref()
+            .map_or(&self.name, |p| &p.call.participant);
         let mut row = stored.clone().unwrap_or(Row {
             name: name.clone(),
             state: State::Absent,
@@ -950,7 +961,12 @@ impl Participant {
             if forced {
                 if let Some(process) = self.processes.get_mut(&number) {
                     let to = reply_to.map(|to| (to, row.name.clone()));
-                    process.answers.push((position, id, reply, to));
+                    process.answers.push(WaitingAnswer {
+                        position,
+                        id,
+                        reply,
+                        to,
+                    });
                 }
             } else {
                 let to = reply_to.map(|to| (to, row.name.clone()));
@@ -989,12 +1005,7 @@ impl Participant {
             Some(Value::Account { .. } | Value::Applied(_) | Value::Holder(_)) | None => None,
         };
         let visible = self.row(id).map(|row| &row.state);
-        trace!(
-            s,
-            "{name} → {}: {id} {}",
-            to.0,
-            words::reply(&reply)
-        );
+        trace!(s, "{name} → {}: {id} {}", to.0, words::reply(&reply));
         s.checker
             .participant_says(id, &name, &reply, visible, durable);
         ends(to, id, &name, Delivery::Answered(reply), s);
@@ -1019,13 +1030,13 @@ impl Participant {
             };
             let (ready, waiting) = std::mem::take(&mut process.answers)
                 .into_iter()
-                .partition(|(position, ..)| self.disk.is_durable(*position));
+                .partition(|answer| self.disk.is_durable(answer.position));
             process.answers = waiting;
-            let ready: Vec<_> = ready;
-            for (_, id, reply, to) in ready {
+            let ready: Vec<WaitingAnswer> = ready;
+            for answer in ready {
                 self.acting = number;
                 s.crash_point()?;
-                self.reply(id, reply, to, s);
+                self.reply(answer.id, answer.reply, answer.to, s);
             }
         }
         Ok(())

@@ -115,8 +115,7 @@ pub fn play_all(directory: &std::path::Path) -> std::io::Result<Vec<Played>> {
             let recorded = std::fs::read_to_string(&path)?;
             let name = path.file_name().unwrap_or_default();
             let mut stage = Stage::default();
-            let playing =
-                AssertUnwindSafe(|| goldenscript::generate(&mut stage, &recorded));
+            let playing = AssertUnwindSafe(|| goldenscript::generate(&mut stage, &recorded));
             let result = match catch_unwind(playing) {
                 Ok(result) => result.map_err(|error| error.to_string()),
                 Err(_) => Err("something panicked, see above".to_owned()),
@@ -588,10 +587,7 @@ fn words_of(arguments: &mut ArgumentConsumer<'_>) -> Vec<String> {
 }
 
 fn participant(arguments: &mut ArgumentConsumer<'_>) -> Result<ParticipantName, Failed> {
-    Ok(arguments
-        .next_pos()
-        .ok_or("which participant?")?
-        .parse()?)
+    Ok(arguments.next_pos().ok_or("which participant?")?.parse()?)
 }
 
 fn number(arguments: &mut ArgumentConsumer<'_>) -> Result<u64, Failed> {

@@ -500,11 +500,9 @@ impl Happening {
             }
             Self::Flush { participant, .. } => vec!["flush".into(), participant.to_string()],
             Self::LogFlush { .. } => vec!["flush".into(), "log".into()],
-            Self::WorkArrives(work) => vec![
-                "work".into(),
-                work.participant.to_string(),
-                name(work.id),
-            ],
+            Self::WorkArrives(work) => {
+                vec!["work".into(), work.participant.to_string(), name(work.id)]
+            }
             Self::WorkDone { asker, .. } => vec!["worked".into(), words::who(asker)],
             Self::CallLater { .. }
             | Self::LogForgets
@@ -575,7 +573,10 @@ impl Surroundings {
     }
 
     pub(crate) fn name_of(&self, id: TransactionId) -> String {
-        self.names.get(&id).cloned().unwrap_or_else(|| id.to_string())
+        self.names
+            .get(&id)
+            .cloned()
+            .unwrap_or_else(|| id.to_string())
     }
 
     pub(crate) fn named(&self, name: &str) -> Option<TransactionId> {

@@ -172,9 +172,10 @@ pub(crate) fn branch_event(event: &branch::Event) -> String {
             session, in_time, ..
         } => format!(
             "prepare{}{}",
-            session
-                .as_ref()
-                .map_or(String::new(), |session| format!(" of session {}", session.as_str())),
+            session.as_ref().map_or(String::new(), |session| format!(
+                " of session {}",
+                session.as_str()
+            )),
             if *in_time { "" } else { ", too late" }
         ),
         Event::Worked(voted) => format!("worked: {}", vote(voted)),

@@ -74,11 +74,7 @@ pub fn replay(seed: u64, size: Size) -> (Result<Counters, Box<Failure>>, Vec<Str
     run_world(seed, size, true)
 }
 
-fn run_world(
-    seed: u64,
-    size: Size,
-    trace: bool,
-) -> (Result<Counters, Box<Failure>>, Vec<String>) {
+fn run_world(seed: u64, size: Size, trace: bool) -> (Result<Counters, Box<Failure>>, Vec<String>) {
     let mut rng = Rng::new(seed);
     let mut temper = Temper::of(&mut rng, seed % 8 == 7);
     if size == Size::Large {
@@ -115,7 +111,11 @@ impl World {
         let participants = names
             .iter()
             .map(|name| {
-                let processes = if s.temper.calm { 1 } else { s.rng.between(1, 2) };
+                let processes = if s.temper.calm {
+                    1
+                } else {
+                    s.rng.between(1, 2)
+                };
                 let participant = Participant::new(name.clone(), processes as usize, &mut s);
                 (name.clone(), participant)
             })

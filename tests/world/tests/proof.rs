@@ -21,14 +21,20 @@ fn names_in(directory: &str) -> Vec<String> {
 fn table() -> BTreeMap<String, Vec<(String, String)>> {
     let page = read("docs/PROOF.md");
     let (_, table) = page.split_once("| rule | guards |").unwrap();
-    let lines = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let lines = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
     lines
         .map(|line| {
             let mut cells = line.trim_matches('|').splitn(2, '|').map(str::trim);
             let rule = cells.next().unwrap().to_owned();
             let guards = cells.next().unwrap().split("<br>").map(|guard| {
                 let (kind, name) = guard.split_once(' ').unwrap_or((guard, ""));
-                (kind.trim_matches([':', '*']).to_owned(), name.trim_matches('`').to_owned())
+                (
+                    kind.trim_matches([':', '*']).to_owned(),
+                    name.trim_matches('`').to_owned(),
+                )
             });
             (rule, guards.collect())
         })
@@ -47,7 +53,9 @@ fn the_page_names_a_guard_for_every_rule() {
         .collect();
     assert_eq!(rules.len(), 24);
     for rule in rules {
-        let guards = table.get(rule).unwrap_or_else(|| panic!("rule {rule} has no line"));
+        let guards = table
+            .get(rule)
+            .unwrap_or_else(|| panic!("rule {rule} has no line"));
         assert!(!guards.is_empty(), "rule {rule} has no guard");
     }
     for (rule, guards) in &table {
@@ -66,7 +74,10 @@ fn the_page_names_a_guard_for_every_rule() {
                 "open" => true,
                 _ => false,
             };
-            assert!(is_there, "rule {rule} names a {kind} that is not there: {name}");
+            assert!(
+                is_there,
+                "rule {rule} names a {kind} that is not there: {name}"
+            );
         }
     }
 }
@@ -79,7 +90,9 @@ fn every_mutant_says_which_rule_it_breaks_and_stands_in_the_line_of_that_rule() 
         let (rule, _) = text.lines().next().unwrap().split_once(": ").unwrap();
         let line = rule.strip_prefix("Rule ").unwrap_or(rule);
         let name = file.strip_suffix(".patch").unwrap().to_owned();
-        let guards = table.get(line).unwrap_or_else(|| panic!("{file}: no line {line}"));
+        let guards = table
+            .get(line)
+            .unwrap_or_else(|| panic!("{file}: no line {line}"));
         assert!(
             guards.contains(&("mutant".to_owned(), name)),
             "{file} does not stand in the line of {rule}"

@@ -157,7 +157,12 @@ impl Laboratory {
     fn apply(&self, patch: &Path) -> io::Result<Result<(), String>> {
         let mut command = Command::new("patch");
         command
-            .args(["--strip=1", "--silent", "--batch", "--no-backup-if-mismatch"])
+            .args([
+                "--strip=1",
+                "--silent",
+                "--batch",
+                "--no-backup-if-mismatch",
+            ])
             .arg("--directory")
             .arg(&self.copy)
             .arg("--input")
