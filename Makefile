@@ -28,8 +28,15 @@ fix: ## format, and apply what clippy can repair
 	UPDATE_GOLDEN=1 cargo test -q -p unanimous --lib the_golden_copy_is_what_is_served
 
 .PHONY: sim
-sim: ## simulate 1,000 worlds, or with SEED=n replay one and print its events
-	cargo run -q --release -p unanimous-world -- $(if $(SEED),--seed $(SEED),--from 0 --count 1000)
+sim: ## simulate 1,000 worlds; SEED=n replays one and prints its events, HOURS=h runs long
+	cargo run -q -p unanimous-world --bin unanimous-world -- \
+		$(if $(SEED),--seed $(SEED),$(if $(HOURS),--hours $(HOURS) --from $(or $(FROM),1000000),--from 0 --count 1000))
+
+# Each is applied to a copy and must be noticed; CI takes a seventh of them, by the day.
+.PHONY: mutants
+mutants: ## break one rule at a time; PART=k/n takes every n-th, NAME=text those with the text
+	cargo build -q -p unanimous-world --bins
+	$(target)/debug/mutants $(if $(PART),--part $(PART)) $(NAME)
 
 .PHONY: schemathesis
 schemathesis: ## make requests up from the OpenAPI description, and check every answer against it

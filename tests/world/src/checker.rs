@@ -20,7 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use unanimous_protocol::{
     branch::State,
-    id::{Node, ParticipantName, TransactionId},
+    id::{LogIdentity, ParticipantName, Prefix, TransactionId},
+    life::Judgement,
     message::{Inform, Reply, RequestKind, Vote},
     record::{AbortCode, Decision, IdempotencyKey, Outcome, Part, Record, Verdict},
 };
@@ -55,6 +56,8 @@ struct Known {
     undecided: bool,
     /// The log can never hold a record of it.
     refused: bool,
+    /// The log had a record of it and went back.
+    lost: bool,
     branches: BTreeMap<ParticipantName, Seen>,
 }
 
@@ -70,7 +73,13 @@ pub(crate) struct Checker {
     violation: Option<String>,
     transactions: BTreeMap<TransactionId, Known>,
     keys: BTreeMap<IdempotencyKey, KeyFacts>,
-    epochs: BTreeMap<Node, u32>,
+    epochs: BTreeMap<Prefix, u32>,
+    /// The log's identity, once it has been given a new one.
+    identity: Option<LogIdentity>,
+    /// The log has gone back, and may be found out.
+    went_back: bool,
+    /// A script shows what raises one.
+    pub(crate) expects_alarms: bool,
 }
 
 /// Whether losing this commit is only losing history.
@@ -106,15 +115,62 @@ impl Checker {
         self.transactions.entry(id).or_default().undecided = undecided;
     }
 
-    pub(crate) fn epoch_durable(&mut self, node: Node, epoch: u32) {
-        let before = self.epochs.insert(node, epoch).unwrap_or_default();
-        self.require(before <= epoch, || format!("epoch of node {node} fell"));
+    pub(crate) fn epoch_durable(&mut self, prefix: Prefix, epoch: u32) {
+        let highest = self.epochs.entry(prefix).or_default();
+        let before = *highest;
+        // What was fenced stays so: a log goes back only where no older life is left to write again.
+        *highest = before.max(epoch);
+        let excused = self.went_back;
+        self.require(before <= epoch || excused, || {
+            format!("the epoch of {prefix} fell")
+        });
+    }
+
+    /// Durable writes of the log are gone; which records, is told by [`Checker::record_lost`].
+    pub(crate) fn log_went_back(&mut self) {
+        self.went_back = true;
+    }
+
+    /// Its key may go to another one: nobody can know that it is taken.
+    pub(crate) fn record_lost(&mut self, id: TransactionId) {
+        if let Some(known) = self.transactions.get_mut(&id) {
+            known.lost = true;
+            if let Some(key) = &known.key {
+                self.keys.remove(key);
+            }
+        }
+    }
+
+    pub(crate) fn is_lost(&self, id: TransactionId) -> bool {
+        self.transactions.get(&id).is_some_and(|known| known.lost)
+    }
+
+    pub(crate) fn new_identity(&mut self, identity: LogIdentity) {
+        self.identity = Some(identity);
+    }
+
+    /// A life says that the log went back.
+    pub(crate) fn found_that_it_went_back(&mut self, why: &str) {
+        let went_back = self.went_back;
+        self.require(went_back, || format!("the log did not go back, but: {why}"));
+    }
+
+    /// Nothing is known of an id that was issued: only after the log lost the epoch it was issued in.
+    pub(crate) fn judged_unknown(&mut self, id: TransactionId, judgement: Judgement) {
+        let issued = self.transactions.contains_key(&id);
+        let excused = !issued || self.went_back;
+        self.require(excused, || {
+            format!("an id that was issued is {judgement:?}: {id}")
+        });
     }
 
     fn is_fenced(&self, id: TransactionId) -> bool {
-        self.epochs
-            .get(&id.node())
-            .is_some_and(|epoch| id.epoch().number() < *epoch)
+        self.identity
+            .is_some_and(|identity| identity != id.identity())
+            || self
+                .epochs
+                .get(&id.prefix())
+                .is_some_and(|epoch| id.epoch().number() < *epoch)
     }
 
     /// A record has become durable.
@@ -293,8 +349,9 @@ impl Checker {
             }),
             Inform::Aborted => {
                 seen.told_aborted = true;
-                // After the branch has acknowledged and the record is forgotten, "aborted" moves nothing.
-                let over = known.forgotten && seen.said_committed || known.betrayed;
+                // After the branch has acknowledged and the record is gone, "aborted" moves nothing.
+                let gone = known.forgotten || known.lost;
+                let over = gone && seen.said_committed || known.betrayed;
                 self.require(!updates || over, || {
                     format!("AC1: {participant} is told that {id} is aborted, but it is committed")
                 });
@@ -316,7 +373,7 @@ impl Checker {
         let fenced = self.is_fenced(id);
         let known = self.transactions.entry(id).or_default();
         // A reading from before the retention ended may be told after it, when the key is free again.
-        let key_is_free = known.refused || known.forgotten;
+        let key_is_free = known.refused || known.forgotten || known.lost;
         let refused = known.refused;
         let may_still_commit = known.undecided && known.decision.is_none() && !fenced;
         let durable = known.decision.as_ref();
@@ -334,7 +391,8 @@ impl Checker {
             Outcome::Aborted => {
                 known.told_aborted = true;
                 let committed = durable.is_some_and(|d| d.verdict == Verdict::Commit);
-                let holds = !committed || unforced;
+                // Until somebody notices that the log went back, its silence is believed (docs/PROOF.md).
+                let holds = !committed || unforced || known.lost;
                 let recorded = durable.is_some();
                 let keyed = known.key.clone();
                 self.require(holds && !may_still_commit, || {
@@ -384,6 +442,7 @@ impl Checker {
         durable: Option<&State>,
     ) {
         let betrayed = self.is_betrayed(id);
+        let expected = self.expects_alarms;
         let seen = self.seen(id, participant);
         let holds = match reply {
             Reply::Vote(Vote::Yes) => {
@@ -415,7 +474,7 @@ impl Checker {
                 Some(State::Aborted | State::Refused { .. } | State::Tombstone)
             ),
             // Where nobody loses a durable row, nobody answers these.
-            Reply::VoteLost | Reply::OutcomeDiffers => betrayed,
+            Reply::VoteLost | Reply::OutcomeDiffers => betrayed || expected,
         };
         self.require(holds, || {
             format!("{participant} says {reply:?} of {id}: row {visible:?}, durably {durable:?}")
@@ -511,6 +570,9 @@ impl Checker {
 
     /// A machine raised an alarm; in this world nobody lies, so there is no cause for one.
     pub(crate) fn alarm(&mut self, id: TransactionId, what: String) {
+        if self.expects_alarms {
+            return;
+        }
         // A zombie may see a branch change its mind: the branch asked the successor in between.
         let fenced = self.is_fenced(id);
         let excused = fenced || self.is_betrayed(id);

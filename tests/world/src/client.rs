@@ -6,8 +6,11 @@ use unanimous_protocol::{
     record::{AbortCode, IdempotencyKey},
 };
 
-use crate::surroundings::{
-    Asker, Happening, Millis, Question, Said, Surroundings, Who, Work, trace,
+use crate::{
+    surroundings::{
+        Asker, Happening, Millis, Question, Said, Surroundings, Wait, Who, Work, trace,
+    },
+    words,
 };
 
 /// What one client is to do.
@@ -78,6 +81,11 @@ impl Client {
     /// Whether it still wants an answer.
     pub(crate) fn is_asking(&self) -> bool {
         !matches!(self.stage, Stage::Done | Stage::Gone)
+    }
+
+    /// Of its transaction, once it knows one.
+    pub(crate) fn id(&self) -> Option<TransactionId> {
+        self.id
     }
 
     fn asker(&mut self) -> Asker {
@@ -155,12 +163,17 @@ impl Client {
             (Stage::Ending(commit), Some(id)) => {
                 if commit && self.plan.end == End::Race && self.tries < 2 {
                     s.counters.add("aborts that race a commit");
-                    s.ask(node, asker.clone(), Question::Abort(id));
+                    s.ask(node, asker.clone(), Question::Abort(id, Wait::Decided));
                 }
-                let question = if commit {
-                    Question::Commit(id)
+                let wait = if s.rng.chance(7_500) {
+                    Wait::Decided
                 } else {
-                    Question::Abort(id)
+                    Wait::None
+                };
+                let question = if commit {
+                    Question::Commit(id, wait)
+                } else {
+                    Question::Abort(id, wait)
                 };
                 s.ask(node, asker, question);
             }
@@ -211,7 +224,7 @@ impl Client {
         if question != self.question || self.stage == Stage::Gone {
             return;
         }
-        trace!(s, "client {}: hears {said:?}", self.index);
+        trace!(s, "client {}: hears that {}", self.index, words::said(said));
         match said {
             Said::Open(id) if self.stage == Stage::Beginning => {
                 self.id = Some(*id);

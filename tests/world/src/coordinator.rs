@@ -20,8 +20,10 @@ use unanimous_protocol::{
 use crate::{
     log,
     surroundings::{
-        Asker, Call, Crashed, Happening, LifeNumber, Millis, Question, Said, Surroundings, trace,
+        Asker, Call, Clock, Crashed, Happening, LifeNumber, Millis, Question, Said, Surroundings,
+        Wait, trace,
     },
+    words,
 };
 
 /// Undelivered aborts, at most: small, so that the bound is reached (rule 20).
@@ -46,6 +48,7 @@ enum Pending {
     Write(log::Write),
     /// With what this life knew when it asked.
     Head(Writer),
+    Remember,
     Judge(Asker, Question, TransactionId, life::Question),
     Key(IdempotencyKey, Asker, Question),
 }
@@ -54,6 +57,7 @@ enum Pending {
 pub(crate) struct Coordinator {
     number: LifeNumber,
     node: Node,
+    clock: Clock,
     /// `None` until its epoch is open.
     life: Option<Life>,
     keyring: Keyring,
@@ -70,15 +74,18 @@ pub(crate) struct Coordinator {
     /// A frozen process: whatever reaches it waits.
     pub(crate) frozen_until: Millis,
     ended: bool,
+    /// Whether the transactions were told that the log went back.
+    told_that_it_went_back: bool,
 }
 
 impl Coordinator {
     pub(crate) fn start(number: LifeNumber, node: Node, s: &mut Surroundings) -> Self {
         s.counters.add("coordinator lives");
-        trace!(s, "{number:?}: starts for node {node}");
+        trace!(s, "{number}: starts for node {node}");
         let mut coordinator = Self {
             number,
             node,
+            clock: s.clock(),
             life: None,
             keyring: Keyring::default(),
             transactions: BTreeMap::new(),
@@ -91,6 +98,7 @@ impl Coordinator {
             numbers: 0,
             frozen_until: 0,
             ended: false,
+            told_that_it_went_back: false,
         };
         coordinator.ask_log(Pending::Open, log::Request::OpenEpoch, s);
         coordinator
@@ -98,6 +106,34 @@ impl Coordinator {
 
     pub(crate) fn node(&self) -> Node {
         self.node
+    }
+
+    /// Whether its epoch is open.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.life
+            .as_ref()
+            .is_some_and(|life| *life.standing() == LifeStanding::Serving)
+    }
+
+    /// What it holds besides transactions: after healing, nothing may be.
+    pub(crate) fn leftovers(&self) -> Option<String> {
+        let Self {
+            keyring,
+            transactions,
+            waiting_for_key,
+            next_write,
+            ..
+        } = self;
+        let left = [
+            // One that must not finish keeps its key.
+            ("keys", keyring.len().saturating_sub(transactions.len())),
+            ("requests that wait for a key", waiting_for_key.len()),
+            ("proposals", next_write.proposals.len()),
+            ("appends", next_write.appends.len()),
+            ("finishes", next_write.finishes.len()),
+        ];
+        let mut left = left.iter().filter(|(_, count)| *count > 0);
+        left.next().map(|(what, count)| format!("{count} {what}"))
     }
 
     /// Whether the process has ended itself: it is fenced.
@@ -119,27 +155,31 @@ impl Coordinator {
                 1 => log::Fault::AnswerLost,
                 _ => log::Fault::VisibleOnly,
             })
+        } else if let (Some(director), log::Request::Write(_)) = (&mut s.director, &request) {
+            director.log_fault.take()
         } else {
             None
         };
-        if fault.is_some() {
-            if matches!(pending, Pending::Write(_)) {
-                s.counters.add("unclear writes");
-            }
-            let delay = s.rng.between(20, 2_000);
-            s.after(
-                delay,
-                Happening::LogAnswered {
-                    life: self.number,
-                    number,
-                    answer: log::Answer::Unavailable,
-                },
-            );
+        if fault.is_some() && matches!(pending, Pending::Write(_)) {
+            s.counters.add("unclear writes");
         }
+        // Nothing is waited for without an end: silence is unclear.
+        let patience = match fault {
+            Some(_) => s.rng.between(20, 2_000),
+            None => s.rng.between(2_000, 10_000),
+        };
+        s.after(
+            patience,
+            Happening::LogAnswered {
+                life: self.number,
+                number,
+                answer: log::Answer::Unavailable,
+            },
+        );
         self.asked_of_log.insert(number, pending);
         if fault != Some(log::Fault::Lost) {
             let delay = s.latency();
-            s.after(
+            s.carry(
                 delay,
                 Happening::LogAsked {
                     life: self.number,
@@ -167,15 +207,20 @@ impl Coordinator {
             (Pending::Open, log::Answer::Opened { writer, unfinished }) => {
                 trace!(
                     s,
-                    "{:?}: {writer}, {} unfinished",
+                    "{}: has begun {writer}, {} unfinished",
                     self.number,
                     unfinished.len()
                 );
-                self.life = Some(Life::begin(writer, s.rng.next()));
+                let random = match s.director {
+                    None => s.rng.next(),
+                    // Another one for each life, all the same.
+                    Some(_) => u64::from(self.number.0) << 24,
+                };
+                self.life = Some(Life::begin(writer, random));
                 for record in unfinished {
                     self.recover(record, s)?;
                 }
-                s.after(1_000, Happening::Poll(self.number));
+                s.after(self.clock.takes(1_000), Happening::Poll(self.number));
                 Ok(())
             }
             (Pending::Open, _) => {
@@ -190,14 +235,14 @@ impl Coordinator {
                 },
             ) => self.written(write, standings, decisions, s),
             (Pending::Write(_), log::Answer::Shut(Shut::Fenced(_))) => {
-                trace!(s, "{:?}: is fenced, and ends", self.number);
+                trace!(s, "{}: is fenced, and ends", self.number);
                 s.counters.add("lives ended by a fenced write");
                 self.ended = true;
                 Ok(())
             }
-            (Pending::Write(_), log::Answer::Shut(Shut::WentBack(why))) => {
-                let why = format!("the log did not go back, but: {why}");
-                s.checker.violated(why);
+            (Pending::Write(_), log::Answer::Shut(Shut::WentBack(_))) => {
+                // What was proposed stays undecided here, whatever the log holds. What goes on is seen at its head.
+                self.look_at_head(s);
                 Ok(())
             }
             (Pending::Write(write), _) => {
@@ -208,19 +253,12 @@ impl Coordinator {
             (Pending::Head(known), log::Answer::Head(head)) => {
                 if let Some(life) = &mut self.life {
                     life.observe(&known, &head);
-                    match life.standing() {
-                        LifeStanding::Serving => {}
-                        LifeStanding::Fenced(why) => {
-                            trace!(s, "{:?}: ends: {why}", self.number);
-                            s.counters.add("lives ended by a look at the log's head");
-                            self.ended = true;
-                        }
-                        LifeStanding::WentBack(why) => {
-                            let why = format!("the log did not go back, but: {why}");
-                            s.checker.violated(why);
-                        }
-                    }
                 }
+                self.stands(s)
+            }
+            (Pending::Remember, log::Answer::Remembered) => Ok(()),
+            (Pending::Remember, _) => {
+                self.ask_log(Pending::Remember, log::Request::Remember, s);
                 Ok(())
             }
             (Pending::Head(_), _) => Ok(()),
@@ -254,10 +292,43 @@ impl Coordinator {
     }
 
     pub(crate) fn poll(&mut self, s: &mut Surroundings) {
+        self.look_at_head(s);
+        s.after(self.clock.takes(1_000), Happening::Poll(self.number));
+    }
+
+    fn look_at_head(&mut self, s: &mut Surroundings) {
         if let Some(known) = self.life.as_ref().map(Life::writer) {
             self.ask_log(Pending::Head(known), log::Request::Head, s);
         }
-        s.after(1_000, Happening::Poll(self.number));
+    }
+
+    /// What its standing says may have changed (rule 11).
+    fn stands(&mut self, s: &mut Surroundings) -> Result<(), Crashed> {
+        let standing = self.life.as_ref().map(|life| life.standing().clone());
+        match standing {
+            None | Some(LifeStanding::Serving) => {}
+            Some(LifeStanding::Fenced(why)) => {
+                trace!(s, "{}: ends: {why}", self.number);
+                s.counters.add("lives ended by a look at the log's head");
+                self.ended = true;
+            }
+            Some(LifeStanding::WentBack(why)) => {
+                if self.told_that_it_went_back {
+                    return Ok(());
+                }
+                trace!(s, "{}: decides nothing any more: {why}", self.number);
+                s.counters.add("lives that found that the log went back");
+                s.checker.found_that_it_went_back(&why);
+                self.told_that_it_went_back = true;
+                self.next_write.proposals.clear();
+                self.ask_log(Pending::Remember, log::Request::Remember, s);
+                let ids: Vec<TransactionId> = self.transactions.keys().copied().collect();
+                for id in ids {
+                    self.step(id, Event::LogWentBack, None, s)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn recover(&mut self, record: Record, s: &mut Surroundings) -> Result<(), Crashed> {
@@ -292,9 +363,21 @@ impl Coordinator {
         let Some(live) = self.transactions.get_mut(&id) else {
             return Ok(());
         };
-        trace!(s, "{:?}: {id} {event:?}", self.number);
         let mut effects = Vec::new();
-        live.machine.step(event, &mut effects);
+        if s.trace.is_some() {
+            let said = words::event(&event);
+            let before = live.machine.state().clone();
+            live.machine.step(event, &mut effects);
+            let after = live.machine.state();
+            let now = if before == *after {
+                String::new()
+            } else {
+                format!("; {}", words::transaction(after))
+            };
+            trace!(s, "{}: {id} {said}{now}", self.number);
+        } else {
+            live.machine.step(event, &mut effects);
+        }
         s.checker.stands(id, live.machine.is_undecided());
         self.carry_out(id, effects, asker, s)?;
         self.after_step(id, s)
@@ -327,7 +410,7 @@ impl Coordinator {
                     match delay {
                         None => self.call(id, participant, request, s),
                         Some(delay) => s.after(
-                            delay,
+                            self.clock.takes(delay),
                             Happening::CallLater {
                                 life: self.number,
                                 id,
@@ -369,18 +452,20 @@ impl Coordinator {
                         if answer == Err(EnlistRefused::WorkLost) {
                             s.counters.add("enlists with another session");
                         }
-                        let remaining = deadline_at.saturating_sub(s.now);
+                        let remaining = self.clock.counts(deadline_at.saturating_sub(s.now));
                         self.say(asker, Said::Enlisted { answer, remaining }, s);
                     }
                 }
                 Effect::Alarm(alarm) => {
+                    trace!(s, "{}: {id} ALARM {alarm:?}", self.number);
                     if matches!(alarm, Alarm::VoteLost(_)) {
                         s.counters.add("lost votes that raised an alarm");
                     }
                     if let Some(life) = &mut self.life {
-                        life.alarmed(&alarm, 2);
+                        life.alarmed(&alarm, s.participants);
                     }
                     s.checker.alarm(id, format!("{alarm:?}"));
+                    self.stands(s)?;
                 }
             }
         }
@@ -392,7 +477,7 @@ impl Coordinator {
         Some(Record {
             header: live.header.clone(),
             decision,
-            decided_at: WallMillis(s.now as i64),
+            decided_at: WallMillis(self.clock.shows(s.now)),
             finished_at: None,
         })
     }
@@ -408,7 +493,7 @@ impl Coordinator {
             let key = live.header.key.as_ref().map(|claim| claim.key.clone());
             for asker in std::mem::take(&mut live.by_id) {
                 s.crash_point()?;
-                answer_outcome(asker, id, &decision, None, s);
+                answer_outcome(self.number, asker, id, &decision, None, s);
             }
             let by_key = std::mem::take(&mut live.by_key);
             if live.machine.lost_its_key()
@@ -420,7 +505,7 @@ impl Coordinator {
             } else {
                 for (asker, _) in by_key {
                     s.crash_point()?;
-                    answer_outcome(asker, id, &decision, key.as_ref(), s);
+                    answer_outcome(self.number, asker, id, &decision, key.as_ref(), s);
                 }
             }
         }
@@ -457,18 +542,30 @@ impl Coordinator {
         request: Request,
         s: &mut Surroundings,
     ) {
+        if s.unregistered.contains(&participant) {
+            trace!(
+                s,
+                "{}: {id} waits, {participant} is not registered", self.number
+            );
+            let later = Happening::CallLater {
+                life: self.number,
+                id,
+                participant,
+                request,
+            };
+            return s.after(1_000, later);
+        }
         s.checker.coordinator_asks(id, &participant, request.kind());
         self.numbers += 1;
         let number = self.numbers;
-        let in_time = self
-            .transactions
-            .get(&id)
-            .is_some_and(|live| live.deadline_at > s.now);
+        let live = self.transactions.get(&id);
+        let deadline_at = live.map_or(0, |live| live.deadline_at);
+        let begun_at_ms = live.map_or(0, |live| live.header.created_at.0);
         trace!(
             s,
-            "{:?}: {id} calls {participant}: {:?}",
+            "{} → {participant}: {id} {}",
             self.number,
-            request.kind()
+            words::request(&request)
         );
         let call = Call {
             life: self.number,
@@ -476,19 +573,20 @@ impl Coordinator {
             id,
             participant: participant.clone(),
             request: request.clone(),
-            in_time,
+            remaining: self.clock.counts(deadline_at.saturating_sub(s.now)),
+            begun_at_ms,
+        };
+        let silence = Happening::CallEnds {
+            life: self.number,
+            number,
+            id,
+            participant: participant.clone(),
+            delivery: Delivery::Unknown("timeout".to_owned()),
         };
         self.calls.insert(number, (id, participant, request));
         s.transmit(Happening::CallArrives(call));
         let timeout = s.rng.between(300, 2_000);
-        s.after(
-            timeout,
-            Happening::CallEnds {
-                life: self.number,
-                number,
-                delivery: Delivery::Unknown("timeout".to_owned()),
-            },
-        );
+        s.after(timeout, silence);
     }
 
     pub(crate) fn call_later(
@@ -621,8 +719,7 @@ impl Coordinator {
     // ---- what it is asked ----
 
     fn say(&self, asker: Asker, said: Said, s: &mut Surroundings) {
-        trace!(s, "{:?}: says {said:?} to {:?}", self.number, asker.who);
-        s.answer(asker, said);
+        tell(self.number, asker, said, s);
     }
 
     pub(crate) fn asked(
@@ -662,6 +759,10 @@ impl Coordinator {
                     waiting.push((asker, question));
                     Ok(())
                 }
+                Claim::Same(id) if self.is_frozen(id) => {
+                    self.say(asker, Said::Unavailable, s);
+                    Ok(())
+                }
                 Claim::Same(id) => {
                     s.counters.add("repeats found in memory");
                     if !commit {
@@ -699,14 +800,14 @@ impl Coordinator {
                 };
                 self.step(id, event, Some(asker), s)
             }
-            Question::Commit(id) => {
-                self.about(id, asker, question, Some(Event::CommitRequested), s)
+            Question::Commit(id, wait) => {
+                self.about(id, wait, asker, question, Some(Event::CommitRequested), s)
             }
-            Question::Abort(id) => {
+            Question::Abort(id, wait) => {
                 let event = Event::AbortRequested { detail: None };
-                self.about(id, asker, question, Some(event), s)
+                self.about(id, wait, asker, question, Some(event), s)
             }
-            Question::Get(id) => self.about(id, asker, question, None, s),
+            Question::Get(id) => self.about(id, Wait::Decided, asker, question, None, s),
             Question::Outcome {
                 id,
                 ref participant,
@@ -722,19 +823,29 @@ impl Coordinator {
         }
     }
 
+    /// Undecided, and to stay so.
+    fn is_frozen(&self, id: TransactionId) -> bool {
+        let live = self.transactions.get(&id);
+        live.is_some_and(|live| live.machine.is_frozen() && live.machine.is_undecided())
+    }
+
     fn about(
         &mut self,
         id: TransactionId,
+        wait: Wait,
         asker: Asker,
         question: Question,
         event: Option<Event>,
         s: &mut Surroundings,
     ) -> Result<(), Crashed> {
+        if self.is_frozen(id) {
+            self.say(asker, Said::Unavailable, s);
+            return Ok(());
+        }
         let Some(live) = self.transactions.get_mut(&id) else {
             return self.look_up(id, asker, question, s);
         };
-        // `wait=none`, now and then.
-        let waits = s.rng.chance(7_500);
+        let waits = wait == Wait::Decided;
         let told = live.machine.told().is_some();
         if waits || told {
             live.by_id.push(asker.clone());
@@ -787,7 +898,10 @@ impl Coordinator {
         s: &mut Surroundings,
     ) {
         s.counters.add("judgements");
-        trace!(s, "{:?}: {id} is {judgement:?}", self.number);
+        trace!(
+            s,
+            "{}: without it in memory, {id} is {judgement:?}", self.number
+        );
         if let Question::Outcome { participant, .. } = question {
             let inform = match (judgement, record) {
                 (Judgement::Recorded, Some(record)) => Some(record.decision.inform(&participant)),
@@ -802,7 +916,7 @@ impl Coordinator {
         let enlists = matches!(question, Question::Enlist { .. });
         match (judgement, record) {
             (Judgement::Recorded, Some(record)) if !enlists => {
-                answer_outcome(asker, id, &record.decision, None, s);
+                answer_outcome(self.number, asker, id, &record.decision, None, s);
             }
             (Judgement::Aborted(code), _) if !enlists => {
                 s.checker
@@ -812,8 +926,8 @@ impl Coordinator {
             (Judgement::Recorded | Judgement::Aborted(_), _) => self.say(asker, Said::NotThere, s),
             (Judgement::Forgotten, _) => self.say(asker, Said::Forgotten, s),
             (Judgement::NeverIssued | Judgement::Foreign, _) => {
-                s.checker
-                    .violated(format!("an id that was issued is {judgement:?}: {id}"));
+                s.checker.judged_unknown(id, judgement);
+                self.say(asker, Said::NotThere, s);
             }
             (Judgement::OtherNode(node), _) => self.say(asker, Said::OtherNode(node), s),
             (Judgement::Unknown(_) | Judgement::LogWentBack | Judgement::Silent, _) => {
@@ -883,7 +997,9 @@ impl Coordinator {
             request: claim.request,
         };
         match holder.claim(request) {
-            Claim::Same(id) => answer_outcome(asker, id, &record.decision, Some(key), s),
+            Claim::Same(id) => {
+                answer_outcome(self.number, asker, id, &record.decision, Some(key), s);
+            }
             Claim::Reused => {
                 s.counters.add("reused keys");
                 self.say(asker, Said::KeyReused, s);
@@ -916,7 +1032,14 @@ impl Coordinator {
         };
         s.counters.add("transactions");
         s.checker.begun(id, key.as_ref().map(|claim| &claim.key));
-        trace!(s, "{:?}: begins {id} {key:?} {branches:?}", self.number);
+        s.name_it(id);
+        trace!(
+            s,
+            "{}: begins {id}{}",
+            self.number,
+            key.as_ref()
+                .map_or(String::new(), |claim| format!(" for key {}", claim.key))
+        );
         if let Some(claim) = &key {
             let holder = Holder {
                 transaction: id,
@@ -932,10 +1055,10 @@ impl Coordinator {
                 id,
                 key,
                 labels: BTreeMap::new(),
-                created_at: WallMillis(s.now as i64),
-                deadline: WallMillis((s.now + timeout) as i64),
+                created_at: WallMillis(self.clock.shows(s.now)),
+                deadline: WallMillis(self.clock.shows(s.now + timeout)),
             }),
-            deadline_at: s.now + timeout,
+            deadline_at: s.now + self.clock.takes(timeout),
             by_id: Vec::new(),
             by_key: Vec::new(),
         };
@@ -967,6 +1090,7 @@ impl Coordinator {
 
 /// A client is told an outcome.
 fn answer_outcome(
+    life: LifeNumber,
     asker: Asker,
     id: TransactionId,
     decision: &Decision,
@@ -979,6 +1103,10 @@ fn answer_outcome(
     };
     s.checker
         .told_client(id, decision.verdict.outcome(), code, key);
-    trace!(s, "to {:?}: {said:?}", asker.who);
-    s.answer(asker, said);
+    tell(life, asker, said, s);
+}
+
+fn tell(life: LifeNumber, asker: Asker, said: Said, s: &mut Surroundings) {
+    trace!(s, "{life} → {}: {}", words::who(&asker), words::said(&said));
+    s.answer(life, asker, said);
 }

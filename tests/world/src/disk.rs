@@ -2,9 +2,7 @@
 //! loses a suffix of what was not forced, never a part of one local transaction and never something from the middle:
 //! that is what Postgres and SQLite promise, with `synchronous_commit = off` too.
 
-use std::collections::BTreeMap;
-
-use crate::rng::Rng;
+use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Debug)]
 pub(crate) struct Disk<K, V> {
@@ -14,19 +12,19 @@ pub(crate) struct Disk<K, V> {
     /// How many local transactions are durable.
     durable: u64,
     /// The same for the last ones that are durable: for a disk that breaks its promise.
-    history: Vec<Vec<(K, Option<V>)>>,
+    history: VecDeque<Vec<(K, Option<V>)>>,
+    /// So many durable local transactions can be lost by a disk that lies.
+    history_max: usize,
 }
 
-/// So many durable local transactions can be lost by a disk that lies.
-const HISTORY: usize = 4;
-
 impl<K: Ord + Clone, V: Clone> Disk<K, V> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(history_max: usize) -> Self {
         Self {
             cells: BTreeMap::new(),
             undo: Vec::new(),
             durable: 0,
-            history: Vec::new(),
+            history: VecDeque::new(),
+            history_max,
         }
     }
 
@@ -83,19 +81,23 @@ impl<K: Ord + Clone, V: Clone> Disk<K, V> {
             .map(|(key, _)| key.clone())
             .collect();
         self.history.extend(forced);
-        let too_old = self.history.len().saturating_sub(HISTORY);
+        let too_old = self.history.len().saturating_sub(self.history_max);
         self.history.drain(..too_old);
         changed.sort();
         changed.dedup();
         changed
     }
 
-    /// Loses a suffix of what was not forced; the rest turns out to be durable. Returns the cells that changed back,
+    /// How many local transactions are not forced.
+    pub(crate) fn unforced(&self) -> usize {
+        self.undo.len()
+    }
+
+    /// Loses what was not forced, but for the first `keeping` local transactions; the rest turns out to be durable. Returns the cells that changed back,
     /// and those that became durable.
-    pub(crate) fn crash(&mut self, rng: &mut Rng) -> (Vec<K>, Vec<K>) {
-        let kept = rng.between(0, self.undo.len() as u64) as usize;
+    pub(crate) fn crash(&mut self, keeping: usize) -> (Vec<K>, Vec<K>) {
         let mut lost = Vec::new();
-        while self.undo.len() > kept {
+        while self.undo.len() > keeping {
             let undo = self.undo.pop();
             self.take_back(undo, &mut lost);
         }
@@ -115,18 +117,20 @@ impl<K: Ord + Clone, V: Clone> Disk<K, V> {
         }
     }
 
-    /// Breaks the promise: loses all that was not forced and some that was, as after a restore from a backup or under
-    /// a disk that lies about its flushes. Returns the cells whose durable value is another one now.
-    pub(crate) fn betray(&mut self, rng: &mut Rng) -> Vec<K> {
+    /// Breaks the promise: loses all that was not forced and so many that were, as after a restore from a backup or
+    /// under a disk that lies about its flushes. Returns the cells whose durable value is another one now.
+    pub(crate) fn go_back(&mut self, count: usize) -> Vec<K> {
         let mut not_forced = Vec::new();
         while let Some(undo) = self.undo.pop() {
             self.take_back(Some(undo), &mut not_forced);
         }
         let mut lost = Vec::new();
-        for _ in 0..rng.between(1, HISTORY as u64) {
-            let undo = self.history.pop();
+        for _ in 0..count {
+            let undo = self.history.pop_back();
             self.take_back(undo, &mut lost);
         }
+        lost.sort();
+        lost.dedup();
         lost
     }
 }
@@ -138,14 +142,14 @@ mod tests {
     #[test]
     fn a_crash_loses_a_suffix_of_what_was_not_forced() {
         let mut kept = std::collections::BTreeSet::new();
-        for seed in 0..64 {
-            let mut disk = Disk::new();
+        for keeping in 0..3 {
+            let mut disk = Disk::new(4);
             let first = disk.commit(vec![("a", Some(1)), ("b", Some(1))]);
             disk.force(first);
             disk.commit(vec![("a", Some(2)), ("b", Some(2))]);
             disk.commit(vec![("a", Some(3)), ("b", None)]);
             assert_eq!(disk.durable(&"a"), Some(&1));
-            disk.crash(&mut Rng::new(seed));
+            disk.crash(keeping);
             kept.insert((disk.get(&"a").copied(), disk.get(&"b").copied()));
         }
         let expected = [(Some(1), Some(1)), (Some(2), Some(2)), (Some(3), None)];

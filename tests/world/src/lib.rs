@@ -5,20 +5,23 @@
 //! in `coordinator` and `participant` carry out what the machines say, over a decision log (`log`) and disks
 //! (`disk`) that keep no more than they have promised. `checker` watches.
 //!
-//! What no world has yet: a log that goes back or gets a new identity, low-water marks and pruned rows, keys that a
-//! branch holds and waits for, heuristic decisions, and several processes over one participant's database.
+//! What no world has yet: low-water marks and pruned rows, heuristic decisions, and nodes that adopt one another.
+//! `docs/PROOF.md` says what is checked, and what is not.
 //!
 //! `cargo run -p unanimous-world -- --seed N` prints the event log of one world.
 
 mod checker;
 mod client;
 mod coordinator;
+mod director;
 mod disk;
 mod log;
 mod participant;
 mod rng;
+pub mod script;
 mod surroundings;
+mod words;
 mod world;
 
 pub use surroundings::Counters;
-pub use world::{Failure, replay, run};
+pub use world::{Failure, Size, replay, run};

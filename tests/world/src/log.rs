@@ -5,20 +5,25 @@
 use std::sync::Arc;
 
 use unanimous_protocol::{
-    id::{Epoch, LogIdentity, Node, TransactionId},
+    id::{Epoch, LogIdentity, Node, Prefix, TransactionId},
     life::{Head, Shut, Snapshot, Writer},
     record::{Header, IdempotencyKey, Record, Standing, Verdict, WallMillis},
 };
 
 use crate::{
     disk::Disk,
-    surroundings::{Happening, LifeNumber, Millis, Surroundings, trace},
+    surroundings::{CLOCK_ERROR, Happening, LifeNumber, Millis, Surroundings, trace},
+    words,
 };
 
 /// No write stays unclear for longer, in milliseconds.
 const UNCLEAR_AT_MOST: i64 = 45_000;
 
-pub(crate) const IDENTITY: LogIdentity = LogIdentity(0x0015_2f0d);
+/// Of the first log; a new identity counts on from there.
+const FIRST_IDENTITY: LogIdentity = LogIdentity(0x0015_2f0d);
+
+/// So many durable writes can be lost by a log that goes back.
+const HISTORY: usize = 12;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
@@ -28,6 +33,60 @@ pub(crate) enum Request {
     Outcome(TransactionId),
     ByKey(IdempotencyKey),
     Head,
+    /// A life found that the log went back; no other one may begin on it (docs/adr/0003).
+    Remember,
+}
+
+impl Request {
+    /// The words by which a script finds it.
+    pub(crate) fn words(&self, name: impl Fn(TransactionId) -> String) -> Vec<String> {
+        let (kind, ids): (&str, Vec<TransactionId>) = match self {
+            Self::OpenEpoch => ("open", Vec::new()),
+            Self::Write(write) if write.proposals.is_empty() => ("append", write.ids().collect()),
+            Self::Write(write) => ("decide", write.ids().collect()),
+            Self::Outcome(id) => ("read", vec![*id]),
+            Self::ByKey(_) => ("by-key", Vec::new()),
+            Self::Head => ("head", Vec::new()),
+            Self::Remember => ("remember", Vec::new()),
+        };
+        std::iter::once(kind.to_owned())
+            .chain(ids.into_iter().map(name))
+            .collect()
+    }
+}
+
+impl Write {
+    fn ids(&self) -> impl Iterator<Item = TransactionId> {
+        let records = self.proposals.iter().chain(&self.appends);
+        records
+            .map(|record| record.header.id)
+            .chain(self.finishes.iter().copied())
+    }
+}
+
+impl Answer {
+    /// The words by which a script finds it.
+    pub(crate) fn words(&self, name: impl Fn(TransactionId) -> String) -> Vec<String> {
+        match self {
+            Self::Opened { .. } => vec!["opened".to_owned()],
+            Self::Written { standings, .. } => {
+                let decided = if standings.is_empty() {
+                    "appended"
+                } else {
+                    "decided"
+                };
+                std::iter::once(decided.to_owned())
+                    .chain(standings.iter().map(|(id, _)| name(*id)))
+                    .collect()
+            }
+            Self::Shut(_) => vec!["shut".to_owned()],
+            Self::Found { .. } => vec!["found".to_owned()],
+            Self::Key(_) => vec!["found-key".to_owned()],
+            Self::Head(_) => vec!["head-read".to_owned()],
+            Self::Unavailable => vec!["unavailable".to_owned()],
+            Self::Remembered => vec!["remembered".to_owned()],
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -57,6 +116,7 @@ pub(crate) enum Answer {
     Head(Head),
     /// Nothing is known of what was asked.
     Unavailable,
+    Remembered,
 }
 
 /// What goes wrong with one request.
@@ -76,7 +136,7 @@ enum Cell {
     Head(Node),
     Record(TransactionId),
     Key(IdempotencyKey),
-    Forgotten(Node),
+    Forgotten(Prefix),
 }
 
 #[derive(Clone, Debug)]
@@ -99,6 +159,12 @@ struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Log {
     disk: Disk<Cell, Value>,
+    identity: LogIdentity,
+    former: Vec<LogIdentity>,
+    /// The mark beside the log: a life found that it went back.
+    went_back: bool,
+    /// It went back, and no life has found out yet.
+    unnoticed: bool,
     incarnation: u64,
     down_until: Millis,
     waiting: Vec<Waiting>,
@@ -109,7 +175,11 @@ type Writes = Vec<(Cell, Option<Value>)>;
 impl Log {
     pub(crate) fn new() -> Self {
         Self {
-            disk: Disk::new(),
+            disk: Disk::new(HISTORY),
+            identity: FIRST_IDENTITY,
+            former: Vec::new(),
+            went_back: false,
+            unnoticed: false,
             incarnation: 0,
             down_until: 0,
             waiting: Vec::new(),
@@ -133,8 +203,9 @@ impl Log {
     pub(crate) fn crash(&mut self, s: &mut Surroundings) {
         s.counters.add("log crashes");
         self.incarnation += 1;
-        let (lost, durable) = self.disk.crash(&mut s.rng);
-        trace!(s, "log: crashed, lost {} cells", lost.len());
+        let keeping = s.rng.between(0, self.disk.unforced() as u64) as usize;
+        let (lost, durable) = self.disk.crash(keeping);
+        trace!(s, "log: crashes, and loses {}", cells(&lost));
         if !lost.is_empty() {
             s.counters.add("log crashes that lost writes");
         }
@@ -191,6 +262,10 @@ impl Log {
                 Answer::Key(found)
             }
             Request::Head => Answer::Head(self.head(node)),
+            Request::Remember => {
+                self.went_back = self.unnoticed;
+                Answer::Remembered
+            }
         };
         if fault.is_none() {
             answer(life, number, reply, None, s);
@@ -221,8 +296,8 @@ impl Log {
     fn head(&self, node: Node) -> Head {
         let (epoch, decisions) = self.head_of(node);
         Head {
-            identity: IDENTITY,
-            former: Vec::new(),
+            identity: self.identity,
+            former: self.former.clone(),
             epoch: (epoch > 0).then(|| Epoch::new(epoch)).flatten(),
             decisions,
         }
@@ -250,7 +325,11 @@ impl Log {
                 }
                 Some(Value::Head { epoch, .. }) => {
                     if let Cell::Head(node) = cell {
-                        s.checker.epoch_durable(node, *epoch);
+                        let prefix = Prefix {
+                            identity: self.identity,
+                            node,
+                        };
+                        s.checker.epoch_durable(prefix, *epoch);
                     }
                 }
                 Some(Value::Holder(_) | Value::Mark(_)) | None => {}
@@ -259,6 +338,14 @@ impl Log {
     }
 
     fn open_epoch(&mut self, node: Node, s: &mut Surroundings) -> Answer {
+        if self.went_back {
+            trace!(s, "log: went back, and takes no new life");
+            return Answer::Unavailable;
+        }
+        if self.unnoticed {
+            // Nobody could find out any more: whoever restores a log gives it a new identity before a start.
+            self.new_identity(s);
+        }
         let (epoch, decisions) = self.head_of(node);
         let epoch = epoch + 1;
         let position = self.disk.commit(vec![(
@@ -279,7 +366,7 @@ impl Log {
             writer: Writer {
                 node,
                 epoch: Epoch::new(epoch).unwrap_or(Epoch::MAX),
-                identity: IDENTITY,
+                identity: self.identity,
                 decisions_at_least: decisions,
             },
             unfinished,
@@ -296,7 +383,11 @@ impl Log {
         let (epoch, decisions) = self.head_of(node);
         let checked = write.writer.map(|writer| self.head(node).check(&writer));
         if let Some(Err(shut)) = checked {
-            trace!(s, "log: a write is refused: {shut:?}");
+            let why = match shut {
+                Shut::Fenced(fence) => fence.to_string(),
+                Shut::WentBack(regression) => regression.to_string(),
+            };
+            trace!(s, "log: refuses a write: {why}");
             s.counters.add("fenced writes");
             return (Answer::Shut(shut), 0);
         }
@@ -343,7 +434,7 @@ impl Log {
         } else {
             let incarnation = self.incarnation;
             let delay = s.rng.between(100, 1_500);
-            s.after(
+            s.carry(
                 delay,
                 Happening::LogFlush {
                     incarnation,
@@ -351,20 +442,30 @@ impl Log {
                 },
             );
         }
-        trace!(
-            s,
-            "log: wrote {:?}{}{}",
-            standings,
-            if write.appends.is_empty() {
-                ""
-            } else {
-                " and appends"
-            },
-            match fault {
-                Some(fault) => format!(" ({fault:?})"),
-                None => String::new(),
+        if s.trace.is_some() {
+            let how = match (forced, fault) {
+                (_, Some(fault)) => format!(" ({fault:?})"),
+                (true, None) => ", forced".to_owned(),
+                (false, None) => ", unforced".to_owned(),
+            };
+            for (proposal, (id, standing)) in write.proposals.iter().zip(&standings) {
+                let decided = words::decision(&proposal.decision);
+                let stands = match standing {
+                    Standing::Proposed => String::new(),
+                    Standing::Earlier(_) | Standing::KeyHeldBy(_) | Standing::Refused(_) => {
+                        format!(": {}", words::standing(standing))
+                    }
+                };
+                trace!(s, "log: {id} {decided}{how}{stands}");
             }
-        );
+            for append in &write.appends {
+                let decided = words::decision(&append.decision);
+                trace!(s, "log: {} {decided}{how}", append.header.id);
+            }
+            for id in &write.finishes {
+                trace!(s, "log: {id} finished{how}");
+            }
+        }
         let answer = Answer::Written {
             standings,
             decisions,
@@ -425,7 +526,7 @@ impl Log {
     fn outcome(&mut self, id: TransactionId, s: &mut Surroundings) -> Answer {
         self.confirm(id, s);
         let record = self.record(id);
-        let mark = match self.disk.get(&Cell::Forgotten(id.node())) {
+        let mark = match self.disk.get(&Cell::Forgotten(id.prefix())) {
             Some(Value::Mark(mark)) => Some(*mark),
             Some(Value::Head { .. } | Value::Record(_) | Value::Holder(_)) | None => None,
         };
@@ -433,8 +534,8 @@ impl Log {
             snapshot: Snapshot {
                 recorded: record.is_some(),
                 epoch: self.head(id.node()).epoch,
-                identity: IDENTITY,
-                former: Vec::new(),
+                identity: self.identity,
+                former: self.former.clone(),
                 forgotten_through: mark,
             },
             record: record.cloned(),
@@ -446,6 +547,86 @@ impl Log {
             Some(Value::Holder(id)) => self.record(*id).cloned(),
             Some(Value::Head { .. } | Value::Record(_) | Value::Mark(_)) | None => None,
         }
+    }
+
+    /// It loses durable writes, as after a restore from a backup or a failover to a server that lagged.
+    pub(crate) fn go_back(&mut self, writes: usize, s: &mut Surroundings) {
+        s.counters.add("logs that went back");
+        self.incarnation += 1;
+        let lost = self.disk.go_back(writes);
+        trace!(s, "log: GOES BACK, and loses {}", cells(&lost));
+        self.unnoticed = true;
+        for waiting in std::mem::take(&mut self.waiting) {
+            answer(
+                waiting.life,
+                waiting.number,
+                Answer::Unavailable,
+                Some(50),
+                s,
+            );
+        }
+        s.checker.log_went_back();
+        for cell in lost {
+            if let Cell::Record(id) = cell
+                && self.record(id).is_none()
+            {
+                s.checker.record_lost(id);
+            }
+        }
+    }
+
+    /// `unanimous log new-identity`: every node's epoch rises, and the former identities are kept.
+    pub(crate) fn new_identity(&mut self, s: &mut Surroundings) {
+        if !self.unnoticed {
+            return;
+        }
+        s.counters.add("new identities");
+        self.former.push(self.identity);
+        self.identity = LogIdentity(self.identity.0 + 1);
+        trace!(s, "log: has the identity {} now", self.identity);
+        (self.went_back, self.unnoticed) = (false, false);
+        s.checker.new_identity(self.identity);
+        let heads: Writes = self
+            .disk
+            .cells()
+            .filter_map(|(cell, value)| match (cell, value) {
+                (Cell::Head(node), Value::Head { epoch, decisions }) => Some((
+                    Cell::Head(*node),
+                    Some(Value::Head {
+                        epoch: epoch + 1,
+                        decisions: *decisions,
+                    }),
+                )),
+                (
+                    Cell::Head(_) | Cell::Record(_) | Cell::Key(_) | Cell::Forgotten(_),
+                    Value::Head { .. } | Value::Record(_) | Value::Holder(_) | Value::Mark(_),
+                ) => None,
+            })
+            .collect();
+        let position = self.disk.commit(heads);
+        self.force(position, s);
+    }
+
+    /// What should have been forgotten long ago: storage is bounded by the retention.
+    pub(crate) fn overdue(&self, s: &Surroundings) -> Option<&Record> {
+        let long_ago = s.now as i64 - CLOCK_ERROR - 5_000;
+        self.records().find(|record| {
+            record.header.id.identity() == self.identity
+                && due_at(record, s.temper.retention).is_some_and(|at| at < long_ago)
+        })
+    }
+
+    /// Whether it may lose what it promised now: somebody must be able to notice, and it is whole.
+    pub(crate) fn may_go_back(&self) -> bool {
+        !self.unnoticed
+    }
+
+    pub(crate) fn identity(&self) -> LogIdentity {
+        self.identity
+    }
+
+    pub(crate) fn ever_went_back(&self) -> bool {
+        self.unnoticed || !self.former.is_empty()
     }
 
     pub(crate) fn flush(&mut self, incarnation: u64, position: u64, s: &mut Surroundings) {
@@ -466,19 +647,12 @@ impl Log {
     /// What finished long enough ago goes, and the marks move with it in one transaction (rule 14).
     pub(crate) fn forget(&mut self, s: &mut Surroundings) {
         let now = s.now as i64;
-        let retention = s.temper.retention as i64;
         let mut writes: Writes = Vec::new();
         let due: Vec<Record> = self
             .records()
-            .filter(|record| {
-                // A keyed one that is finished at once may be forgotten before its owner has had a clear answer, and
-                // then its key may go to another: a retention has to be longer than that takes.
-                let (at, retention) = match record.decision.is_finished_at_once() {
-                    true => (Some(record.decided_at), retention.max(UNCLEAR_AT_MOST)),
-                    false => (record.finished_at, retention),
-                };
-                at.is_some_and(|at| at.0 <= now - retention)
-            })
+            // Those of a former identity are kept (docs/adr/0004).
+            .filter(|record| record.header.id.identity() == self.identity)
+            .filter(|record| due_at(record, s.temper.retention).is_some_and(|at| at <= now))
             .cloned()
             .collect();
         if !due.is_empty() {
@@ -492,7 +666,7 @@ impl Log {
                 writes.push((Cell::Key(claim.key.clone()), None));
             }
             writes.push((Cell::Record(id), None));
-            let cell = Cell::Forgotten(id.node());
+            let cell = Cell::Forgotten(id.prefix());
             let further = match self.disk.get(&cell) {
                 Some(Value::Mark(mark)) => *mark < id,
                 Some(Value::Head { .. } | Value::Record(_) | Value::Holder(_)) | None => true,
@@ -509,6 +683,17 @@ impl Log {
     }
 }
 
+/// When a record may be forgotten.
+fn due_at(record: &Record, retention: Millis) -> Option<i64> {
+    let retention = retention as i64;
+    // A keyed one that is finished at once may be forgotten before its owner has had a clear answer, and then its key
+    // may go to another: a retention has to be longer than that takes, by any clock.
+    match record.decision.is_finished_at_once() {
+        true => Some(record.decided_at.0 + retention.max(UNCLEAR_AT_MOST) + 2 * CLOCK_ERROR),
+        false => record.finished_at.map(|at| at.0 + retention),
+    }
+}
+
 /// The answer arrives at its life; a fault of the request had it told "unavailable" already.
 fn answer(
     life: LifeNumber,
@@ -518,7 +703,7 @@ fn answer(
     s: &mut Surroundings,
 ) {
     let delay = delay.unwrap_or_else(|| s.latency());
-    s.after(
+    s.carry(
         delay,
         Happening::LogAnswered {
             life,
@@ -526,4 +711,23 @@ fn answer(
             answer,
         },
     );
+}
+
+fn cells(cells: &[Cell]) -> String {
+    let mut names: Vec<String> = cells
+        .iter()
+        .map(|cell| match cell {
+            Cell::Head(node) => format!("head of node {node}"),
+            Cell::Record(id) => format!("record of {id}"),
+            Cell::Key(key) => format!("key {key}"),
+            Cell::Forgotten(prefix) => format!("mark of {prefix}"),
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        "nothing".to_owned()
+    } else {
+        names.join(", ")
+    }
 }

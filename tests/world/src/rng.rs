@@ -1,18 +1,25 @@
 //! Randomness from a seed: splitmix64 (Steele, Lea, Flood 2014). Its numbers may not change between versions of a
 //! library, for a failed seed is kept.
 
-/// A stream of numbers that its seed fixes.
+/// A stream of numbers that its seed fixes; or, for scripts, no chance at all.
 #[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
+pub(crate) enum Rng {
+    Seeded(u64),
+    /// Always the least, the first, and the likelier.
+    Steady,
+}
 
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self::Seeded(seed)
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        let Self::Seeded(state) = self else {
+            return 0;
+        };
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -30,7 +37,10 @@ impl Rng {
 
     /// So many times in ten thousand.
     pub(crate) fn chance(&mut self, in_ten_thousand: u64) -> bool {
-        in_ten_thousand > 0 && self.below(10_000) < in_ten_thousand
+        match self {
+            Self::Seeded(_) => in_ten_thousand > 0 && self.below(10_000) < in_ten_thousand,
+            Self::Steady => in_ten_thousand > 5_000,
+        }
     }
 
     pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {

@@ -1,6 +1,9 @@
 //! What every node of the world stands in: the clock, the network, chance, and the checker that watches.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use unanimous_protocol::{
     coordinator::{EnlistRefused, Enlisted},
@@ -10,7 +13,7 @@ use unanimous_protocol::{
     record::{AbortCode, IdempotencyKey},
 };
 
-use crate::{checker::Checker, log, rng::Rng};
+use crate::{checker::Checker, director::Director, log, rng::Rng, words};
 
 /// Milliseconds of simulated time.
 pub(crate) type Millis = u64;
@@ -18,6 +21,54 @@ pub(crate) type Millis = u64;
 /// One run of a coordinator's process, for as long as it is remembered. Two of one node may run at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LifeNumber(pub(crate) u32);
+
+impl fmt::Display for LifeNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "c{}", self.0)
+    }
+}
+
+/// No wall clock is further off, in milliseconds.
+pub(crate) const CLOCK_ERROR: i64 = 3_000;
+
+/// A clock of one node: its timers run at a speed of their own, and it shows another time than the others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    /// Milliseconds that its timers count in 100 of the world's.
+    pub(crate) speed: u64,
+    /// How far what it shows is ahead of the world's.
+    pub(crate) ahead: i64,
+}
+
+impl Clock {
+    /// How long it takes until this clock has counted so much.
+    pub(crate) fn takes(self, delay: Millis) -> Millis {
+        delay * 100 / self.speed
+    }
+
+    /// What it counts while the world's passes so much.
+    pub(crate) fn counts(self, span: Millis) -> Millis {
+        span * self.speed / 100
+    }
+
+    /// What it shows.
+    pub(crate) fn shows(self, now: Millis) -> i64 {
+        now as i64 + self.ahead
+    }
+}
+
+/// Where a message comes from or goes to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    Coordinator(LifeNumber),
+    Participant(ParticipantName),
+    Log,
+    Clients,
+}
+
+/// One run of a participant's process. Several may run over one database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ProcessNumber(pub(crate) u32);
 
 /// A process that is gone: it crashed in the middle of what it did.
 #[derive(Debug)]
@@ -36,7 +87,14 @@ pub(crate) enum Who {
     /// An inquiry.
     Participant(ParticipantName),
     /// A participant that enlists its branch.
-    Enlisting(ParticipantName, TransactionId, Session),
+    Enlisting(ParticipantName, ProcessNumber, TransactionId, Session),
+}
+
+/// Whether a client waits for the outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    Decided,
+    None,
 }
 
 /// What a coordinator is asked.
@@ -54,8 +112,8 @@ pub(crate) enum Question {
         participant: ParticipantName,
         session: Session,
     },
-    Commit(TransactionId),
-    Abort(TransactionId),
+    Commit(TransactionId, Wait),
+    Abort(TransactionId, Wait),
     Get(TransactionId),
     /// A participant's inquiry.
     Outcome {
@@ -95,7 +153,10 @@ pub(crate) struct Call {
     pub(crate) id: TransactionId,
     pub(crate) participant: ParticipantName,
     pub(crate) request: Request,
-    pub(crate) in_time: bool,
+    /// Until the deadline, by the caller's clock.
+    pub(crate) remaining: Millis,
+    /// When the transaction began, by the wall clock of the coordinator that began it.
+    pub(crate) begun_at_ms: i64,
 }
 
 /// Interactive work that a client asks a participant for.
@@ -116,6 +177,8 @@ pub(crate) enum Happening {
     CallEnds {
         life: LifeNumber,
         number: u64,
+        id: TransactionId,
+        participant: ParticipantName,
         delivery: Delivery<Reply>,
     },
     CallLater {
@@ -130,6 +193,7 @@ pub(crate) enum Happening {
         question: Question,
     },
     Answered {
+        life: LifeNumber,
         asker: Asker,
         said: Said,
     },
@@ -170,25 +234,36 @@ pub(crate) enum Happening {
     },
     EnlistSilence {
         participant: ParticipantName,
-        incarnation: u64,
+        process: ProcessNumber,
         id: TransactionId,
     },
     SessionDeadline {
         participant: ParticipantName,
-        incarnation: u64,
+        process: ProcessNumber,
         id: TransactionId,
         session: Session,
     },
     InquiryTick {
         participant: ParticipantName,
-        incarnation: u64,
+        process: ProcessNumber,
     },
+    /// Somebody waits for a key, and looks again.
+    KeyWait {
+        participant: ParticipantName,
+        process: ProcessNumber,
+        waiter: u64,
+    },
+    CutHeals(Place, Place),
     ClientActs {
         client: usize,
         question: u64,
     },
     RestartCoordinator(Node),
+    /// The database comes back, and with it the processes.
     RestartParticipant(ParticipantName),
+    RestartProcess(ParticipantName),
+    /// An operator gives a log that went back a new identity.
+    NewIdentity,
     Fault,
     Heal,
 }
@@ -210,6 +285,8 @@ pub(crate) struct Temper {
     pub(crate) clients: u64,
     /// A participant may lose durable rows, once.
     pub(crate) betrays: bool,
+    /// The log may go back, once.
+    pub(crate) log_goes_back: bool,
     pub(crate) chaos_until: Millis,
 }
 
@@ -237,6 +314,7 @@ impl Temper {
             retention: rng.between(9_000, longest_retention),
             clients: rng.between(10, 40),
             betrays: !calm && rng.chance(2_000),
+            log_goes_back: !calm && rng.chance(2_000),
             chaos_until: rng.between(10_000, 60_000),
         }
     }
@@ -289,8 +367,18 @@ pub(crate) struct Surroundings {
     pub(crate) checker: Checker,
     pub(crate) counters: Counters,
     pub(crate) trace: Option<Vec<String>>,
+    /// How many participants are registered.
+    pub(crate) participants: usize,
+    /// Those that are not registered any more: their branches wait (rule 19).
+    pub(crate) unregistered: BTreeSet<ParticipantName>,
     /// The processes that listen, by node: what a load balancer would know.
     pub(crate) listening: Vec<(Node, LifeNumber)>,
+    /// What a script does with messages.
+    pub(crate) director: Option<Director>,
+    /// Links that carry nothing, in this direction.
+    cuts: BTreeSet<(Place, Place)>,
+    /// Short names of transactions, for the event log.
+    names: BTreeMap<TransactionId, String>,
     queue: BTreeMap<(Millis, u64), Happening>,
     sequence: u64,
 }
@@ -306,6 +394,140 @@ macro_rules! trace {
 }
 pub(crate) use trace;
 
+impl Happening {
+    /// From where to where it goes, if it goes anywhere.
+    fn link(&self) -> Option<(Place, Place)> {
+        let coordinator = |life: &LifeNumber| Place::Coordinator(*life);
+        let asker = |asker: &Asker| match &asker.who {
+            Who::Client(_) => Place::Clients,
+            Who::Participant(name) | Who::Enlisting(name, ..) => Place::Participant(name.clone()),
+        };
+        let participant = |name: &ParticipantName| Place::Participant(name.clone());
+        Some(match self {
+            Self::CallArrives(call) => (coordinator(&call.life), participant(&call.participant)),
+            Self::CallEnds {
+                life,
+                participant: from,
+                ..
+            } => (participant(from), coordinator(life)),
+            Self::Asked {
+                life, asker: from, ..
+            } => (asker(from), coordinator(life)),
+            Self::Answered {
+                life, asker: to, ..
+            } => (coordinator(life), asker(to)),
+            Self::LogAsked { life, .. } => (coordinator(life), Place::Log),
+            Self::LogAnswered { life, .. } => (Place::Log, coordinator(life)),
+            Self::WorkArrives(work) => (Place::Clients, participant(&work.participant)),
+            Self::CallLater { .. }
+            | Self::LogFlush { .. }
+            | Self::LogForgets
+            | Self::Deadline { .. }
+            | Self::LonelyAppend(_)
+            | Self::WriteAgain(_)
+            | Self::Poll(_)
+            | Self::OpenAgain(_)
+            | Self::Flush { .. }
+            | Self::WorkDone { .. }
+            | Self::EnlistSilence { .. }
+            | Self::SessionDeadline { .. }
+            | Self::InquiryTick { .. }
+            | Self::KeyWait { .. }
+            | Self::CutHeals(..)
+            | Self::ClientActs { .. }
+            | Self::RestartCoordinator(_)
+            | Self::RestartParticipant(_)
+            | Self::RestartProcess(_)
+            | Self::NewIdentity
+            | Self::Fault
+            | Self::Heal => return None,
+        })
+    }
+
+    /// The words by which a script finds it; none for timers.
+    fn label(&self, name: impl Fn(TransactionId) -> String) -> Vec<String> {
+        let words: Vec<String> = match self {
+            Self::CallArrives(call) => vec![
+                "call".into(),
+                call.request.kind().as_str().into(),
+                call.participant.to_string(),
+                name(call.id),
+                call.life.to_string(),
+            ],
+            Self::CallEnds {
+                life,
+                id,
+                participant,
+                delivery,
+                ..
+            } => {
+                let kind = match delivery {
+                    Delivery::Answered(Reply::Vote(_)) => "vote",
+                    Delivery::Answered(Reply::Committed | Reply::Aborted) => "ack",
+                    Delivery::Answered(Reply::VoteLost | Reply::OutcomeDiffers) => "protest",
+                    Delivery::Refused(_) | Delivery::Unknown(_) => "failure",
+                };
+                vec![
+                    "reply".into(),
+                    kind.into(),
+                    participant.to_string(),
+                    name(*id),
+                    life.to_string(),
+                ]
+            }
+            Self::Asked {
+                life,
+                asker,
+                question,
+            } => vec![
+                "ask".into(),
+                words::question(question).into(),
+                words::who(asker),
+                life.to_string(),
+            ],
+            Self::Answered { life, asker, .. } => {
+                vec!["answer".into(), words::who(asker), life.to_string()]
+            }
+            Self::LogAsked { life, request, .. } => {
+                let mut label = vec!["log".into(), life.to_string()];
+                label.extend(request.words(name));
+                label
+            }
+            Self::LogAnswered { life, answer, .. } => {
+                let mut label = vec!["log".into(), life.to_string()];
+                label.extend(answer.words(name));
+                label
+            }
+            Self::Flush { participant, .. } => vec!["flush".into(), participant.to_string()],
+            Self::LogFlush { .. } => vec!["flush".into(), "log".into()],
+            Self::WorkArrives(work) => {
+                vec!["work".into(), work.participant.to_string(), name(work.id)]
+            }
+            Self::WorkDone { asker, .. } => vec!["worked".into(), words::who(asker)],
+            Self::CallLater { .. }
+            | Self::LogForgets
+            | Self::Deadline { .. }
+            | Self::LonelyAppend(_)
+            | Self::WriteAgain(_)
+            | Self::Poll(_)
+            | Self::OpenAgain(_)
+            | Self::EnlistSilence { .. }
+            | Self::SessionDeadline { .. }
+            | Self::InquiryTick { .. }
+            | Self::KeyWait { .. }
+            | Self::CutHeals(..)
+            | Self::ClientActs { .. }
+            | Self::RestartCoordinator(_)
+            | Self::RestartParticipant(_)
+            | Self::RestartProcess(_)
+            | Self::NewIdentity
+            | Self::Fault
+            | Self::Heal => Vec::new(),
+        };
+        words
+    }
+}
+
 impl Surroundings {
     pub(crate) fn new(rng: Rng, temper: Temper, trace: bool) -> Self {
         Self {
@@ -316,17 +538,70 @@ impl Surroundings {
             checker: Checker::default(),
             counters: Counters::default(),
             trace: trace.then(Vec::new),
+            participants: 0,
+            unregistered: BTreeSet::new(),
             listening: Vec::new(),
+            director: None,
+            cuts: BTreeSet::new(),
+            names: BTreeMap::new(),
             queue: BTreeMap::new(),
             sequence: 0,
         }
     }
 
     pub(crate) fn write(&mut self, line: String) {
-        let now = self.now;
+        let line = self.with_short_names(&line);
         if let Some(trace) = &mut self.trace {
-            trace.push(format!("{:>4}.{:03} {line}", now / 1000, now % 1000));
+            if self.director.is_some() {
+                trace.push(line);
+            } else {
+                let now = self.now;
+                trace.push(format!("{:>4}.{:03} {line}", now / 1000, now % 1000));
+            }
         }
+    }
+
+    /// Gives a transaction that begins its short name, where an event log is kept.
+    pub(crate) fn name_it(&mut self, id: TransactionId) {
+        if self.trace.is_some() {
+            let name = format!("t{}", self.names.len() + 1);
+            if self.director.is_none() {
+                trace!(self, "{name} is {id}");
+            }
+            self.names.insert(id, name);
+        }
+    }
+
+    pub(crate) fn name_of(&self, id: TransactionId) -> String {
+        self.names
+            .get(&id)
+            .cloned()
+            .unwrap_or_else(|| id.to_string())
+    }
+
+    pub(crate) fn named(&self, name: &str) -> Option<TransactionId> {
+        let mut names = self.names.iter();
+        names.find(|(_, given)| *given == name).map(|(id, _)| *id)
+    }
+
+    pub(crate) fn with_short_names(&self, line: &str) -> String {
+        const LENGTH: usize = 36;
+        let mut text = String::with_capacity(line.len());
+        let mut rest = line;
+        while let Some(first) = rest.chars().next() {
+            let named = rest
+                .get(..LENGTH)
+                .and_then(|id| id.parse::<TransactionId>().ok())
+                .and_then(|id| self.names.get(&id));
+            if let Some(name) = named {
+                text.push_str(name);
+                rest = &rest[LENGTH..];
+            } else {
+                text.push(first);
+                rest = &rest[first.len_utf8()..];
+            }
+        }
+        text
     }
 
     pub(crate) fn next(&mut self) -> Option<Happening> {
@@ -340,10 +615,62 @@ impl Surroundings {
         self.queue.keys().next().map(|(at, _)| *at)
     }
 
+    /// Something that happens by itself: a timer.
     pub(crate) fn after(&mut self, delay: Millis, happening: Happening) {
         self.sequence += 1;
         self.queue
             .insert((self.now + delay, self.sequence), happening);
+    }
+
+    /// Something that travels, or waits for a disk: a link may be cut, and a script may do with it as it likes.
+    pub(crate) fn carry(&mut self, delay: Millis, happening: Happening) {
+        if !self.cuts.is_empty()
+            && let Some(link) = happening.link()
+            && self.cuts.contains(&link)
+        {
+            self.counters.add("messages into a cut link");
+            return;
+        }
+        let mut times = 1;
+        if let Some(mut director) = self.director.take() {
+            let label = happening.label(|id| self.name_of(id));
+            let (directed, line) = director.direct(label, &happening);
+            times = directed;
+            self.director = Some(director);
+            if let Some(line) = line {
+                trace!(self, "{line}");
+            }
+        }
+        for _ in 0..times {
+            self.after(delay, happening.clone());
+        }
+    }
+
+    /// Cuts a link in one direction.
+    pub(crate) fn cut(&mut self, from: Place, to: Place) {
+        self.cuts.insert((from, to));
+    }
+
+    pub(crate) fn mend(&mut self, from: Place, to: Place) {
+        self.cuts.remove(&(from, to));
+    }
+
+    pub(crate) fn mend_all(&mut self) {
+        self.cuts.clear();
+    }
+
+    /// A clock of some node, set when it starts.
+    pub(crate) fn clock(&mut self) -> Clock {
+        if self.temper.calm {
+            return Clock {
+                speed: 100,
+                ahead: 0,
+            };
+        }
+        Clock {
+            speed: self.rng.between(70, 140),
+            ahead: self.rng.between(0, 2 * CLOCK_ERROR as u64) as i64 - CLOCK_ERROR,
+        }
     }
 
     pub(crate) fn latency(&mut self) -> Millis {
@@ -364,7 +691,7 @@ impl Surroundings {
             } else {
                 self.rng.between(1_000, 180_000)
             };
-            self.after(delay, happening.clone());
+            self.carry(delay, happening.clone());
         }
         self.transmit_once(happening);
     }
@@ -375,7 +702,7 @@ impl Surroundings {
             self.counters.add("losses");
         } else {
             let delay = self.latency();
-            self.after(delay, happening);
+            self.carry(delay, happening);
         }
     }
 
@@ -407,8 +734,8 @@ impl Surroundings {
         }
     }
 
-    pub(crate) fn answer(&mut self, asker: Asker, said: Said) {
-        let happening = Happening::Answered { asker, said };
+    pub(crate) fn answer(&mut self, life: LifeNumber, asker: Asker, said: Said) {
+        let happening = Happening::Answered { life, asker, said };
         // An inform is a fact: it must be harmless at any time, so it is also repeated minutes later.
         if matches!(
             happening,
