@@ -2,6 +2,7 @@
 //! answer, that defines the moment. After every restart both sides must end the same, and soon.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -317,6 +318,61 @@ async fn a_coordinator_killed_with_all_votes_in_but_one_undelivered_aborts_every
     town.coordinator.kill_and_restart().await;
     town.settles(&transaction, Ends::Aborted, restarted).await;
     town.repeat_is_told("t1", &transaction, Ends::Aborted).await;
+}
+
+impl Town {
+    /// Sends a transfer whose decision can not be written, and kills the coordinator with both votes in.
+    async fn killed_while_deciding(&mut self) -> String {
+        let client = self.send_transfer("t1");
+        let transaction = self.west.proxy.arrived("prepare", 1).await.transaction();
+        self.coordinator.reaches(&transaction, "deciding").await;
+        self.coordinator.process.kill();
+        client
+            .await
+            .expect("no panic")
+            .expect_err("nobody is told anything");
+        for bank in [&self.east, &self.west] {
+            let state = bank.state(&transaction).await;
+            assert_eq!(state.as_deref(), Some("prepared"));
+        }
+        transaction
+    }
+}
+
+#[tokio::test]
+async fn a_coordinator_killed_with_all_votes_in_before_its_decision_is_durable_aborts_everywhere() {
+    let mut town = Town::start(On::Sqlite).await;
+    let held = town.coordinator.log().hold_writes().await;
+    let transaction = town.killed_while_deciding().await;
+    drop(held);
+    let restarted = Instant::now();
+    town.coordinator.kill_and_restart().await;
+    town.settles(&transaction, Ends::Aborted, restarted).await;
+    town.repeat_is_told("t1", &transaction, Ends::Aborted).await;
+}
+
+#[tokio::test]
+async fn a_decision_write_that_outlives_its_coordinator_is_waited_for_and_commits_everywhere() {
+    let mut town = Town::start(On::Postgres).await;
+    let log = Arc::clone(town.coordinator.log());
+    let held = log.hold_writes().await;
+    let transaction = town.killed_while_deciding().await;
+    // The server does not know that nobody waits for its answer: the write is still under way. The next life may not
+    // read what is unfinished before it has ended (design section 4).
+    let release = async {
+        let both_wait = "the old life's write and the new life's epoch both wait";
+        until(both_wait, SOON, async || {
+            log.waiting_for_a_lock().await == 2
+        })
+        .await
+        .expect("the next life waits for the write");
+        drop(held);
+    };
+    let restarted = Instant::now();
+    tokio::join!(town.coordinator.kill_and_restart(), release);
+    town.settles(&transaction, Ends::Committed, restarted).await;
+    town.repeat_is_told("t1", &transaction, Ends::Committed)
+        .await;
 }
 
 async fn a_participant_killed_between_its_yes_and_the_commit_commits(on: On) {

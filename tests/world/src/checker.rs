@@ -35,6 +35,8 @@ struct Seen {
     said_read_only: bool,
     said_committed: bool,
     told_aborted: bool,
+    /// Its row was dropped, below a low-water mark.
+    pruned: bool,
     /// Pieces of interactive work that a client was told are done.
     done: BTreeSet<u32>,
     /// Pieces of interactive work in the prepared row.
@@ -443,6 +445,13 @@ impl Checker {
     ) {
         let betrayed = self.is_betrayed(id);
         let expected = self.expects_alarms;
+        let committed = self.transactions.get(&id).is_some_and(|known| {
+            let decision = known.decision.as_ref();
+            decision.is_some_and(|decision| {
+                decision.verdict == Verdict::Commit
+                    && decision.updating().any(|name| name == participant)
+            })
+        });
         let seen = self.seen(id, participant);
         let holds = match reply {
             Reply::Vote(Vote::Yes) => {
@@ -469,10 +478,23 @@ impl Checker {
                 seen.said_committed = true;
                 matches!(durable, Some(State::Committed { .. }))
             }
-            Reply::Aborted => matches!(
-                visible,
-                Some(State::Aborted | State::Refused { .. } | State::Tombstone)
-            ),
+            // Below the mark the absence of a row says so, of what did not commit.
+            Reply::Aborted => match visible {
+                Some(State::Pruned { .. }) => !committed,
+                Some(State::Aborted | State::Refused { .. } | State::Tombstone) => true,
+                Some(
+                    State::Absent
+                    | State::Active { .. }
+                    | State::Working { .. }
+                    | State::Prepared { .. }
+                    | State::Applying { .. }
+                    | State::Undoing
+                    | State::Committed { .. },
+                )
+                | None => false,
+            },
+            // To a late duplicate of a commit that was acknowledged long ago.
+            Reply::VoteLost if seen.pruned && seen.said_committed => true,
             // Where nobody loses a durable row, nobody answers these.
             Reply::VoteLost | Reply::OutcomeDiffers => betrayed || expected,
         };
@@ -551,6 +573,7 @@ impl Checker {
             }),
             State::Prepared { .. } => {}
             State::Absent
+            | State::Pruned { .. }
             | State::Active { .. }
             | State::Working { .. }
             | State::Applying { .. }
@@ -566,6 +589,49 @@ impl Checker {
         state: Option<&State>,
     ) {
         self.seen(id, participant).durable = state.cloned();
+    }
+
+    /// A row with an outcome is dropped below the low-water mark: nobody may need it any more (rule 15).
+    pub(crate) fn pruned(&mut self, id: TransactionId, participant: &ParticipantName) {
+        let excused = self.went_back || self.is_betrayed(id);
+        let fenced = self.is_fenced(id);
+        let Some(known) = self.transactions.get_mut(&id) else {
+            return self.violated(format!("{participant} drops {id}, which nobody began"));
+        };
+        let may_still_commit = known.undecided && known.decision.is_none() && !fenced;
+        let commit = known
+            .decision
+            .iter()
+            .filter(|decision| decision.verdict == Verdict::Commit);
+        let open = commit.flat_map(Decision::updating).any(|name| {
+            !known
+                .branches
+                .get(name)
+                .is_some_and(|seen| seen.said_committed)
+        });
+        known
+            .branches
+            .entry(participant.clone())
+            .or_default()
+            .pruned = true;
+        self.require(!may_still_commit && !open || excused, || {
+            format!("{participant} drops its row of {id}, which is not finished")
+        });
+    }
+
+    /// A prepare is refused because of the low-water mark: only a late one may be.
+    pub(crate) fn refused_below_the_mark(
+        &mut self,
+        id: TransactionId,
+        participant: &ParticipantName,
+    ) {
+        let fenced = self.is_fenced(id);
+        let excused = self.went_back;
+        let known = self.transactions.entry(id).or_default();
+        let is_live = known.undecided && known.decision.is_none() && !fenced;
+        self.require(!is_live || excused, || {
+            format!("{participant} refuses a live prepare of {id} as below its low-water mark")
+        });
     }
 
     /// A machine raised an alarm; in this world nobody lies, so there is no cause for one.

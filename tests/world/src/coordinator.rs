@@ -108,6 +108,11 @@ impl Coordinator {
         self.node
     }
 
+    /// The mark that its calls carry.
+    pub(crate) fn low_water(&self) -> Option<TransactionId> {
+        self.life.as_ref().and_then(Life::low_water)
+    }
+
     /// Whether its epoch is open.
     pub(crate) fn is_serving(&self) -> bool {
         self.life
@@ -216,7 +221,9 @@ impl Coordinator {
                     // Another one for each life, all the same.
                     Some(_) => u64::from(self.number.0) << 24,
                 };
-                self.life = Some(Life::begin(writer, random));
+                let mut life = Life::begin(writer, random);
+                life.recovered(unfinished.iter().map(|record| record.header.id));
+                self.life = Some(life);
                 for record in unfinished {
                     self.recover(record, s)?;
                 }
@@ -510,6 +517,12 @@ impl Coordinator {
             }
         }
         if let Some(live) = self.transactions.get(&id)
+            && !live.machine.holds_low_water()
+            && let Some(life) = &mut self.life
+        {
+            life.finished(id);
+        }
+        if let Some(live) = self.transactions.get(&id)
             && live.machine.is_over()
         {
             if let Some(claim) = &live.header.key {
@@ -567,7 +580,9 @@ impl Coordinator {
             self.number,
             words::request(&request)
         );
+        let low_water = self.low_water();
         let call = Call {
+            low_water: low_water.filter(|mark| mark.prefix() == id.prefix()),
             life: self.number,
             number,
             id,

@@ -10,7 +10,7 @@ use std::{
 
 use unanimous_protocol::{
     branch::{Answer, Branch, Effect, Event, State},
-    id::{Node, ParticipantName, TransactionId},
+    id::{Node, ParticipantName, Prefix, TransactionId},
     keys::{self, Age, GiveUp, WAITERS_MAX},
     message::{Delivery, Inform, Refusal, RefusalCode, Reply, Request, Session, Vote},
 };
@@ -119,6 +119,8 @@ enum Cell {
     Key(u64),
     Account(u64),
     Applied(TransactionId),
+    /// The low-water mark of a prefix.
+    Mark(Prefix),
 }
 
 #[derive(Clone, Debug)]
@@ -127,6 +129,7 @@ enum Value {
     Holder(Age),
     Account { balance: u64, held: u64 },
     Applied(u32),
+    Mark(TransactionId),
 }
 
 /// What the intent log keeps of a branch.
@@ -248,7 +251,9 @@ impl Local<'_> {
     fn account(&self, account: u64) -> (u64, u64) {
         match self.get(Cell::Account(account)) {
             Some(Value::Account { balance, held }) => (*balance, *held),
-            Some(Value::Row(_) | Value::Applied(_) | Value::Holder(_)) | None => (0, 0),
+            Some(Value::Row(_) | Value::Applied(_) | Value::Holder(_) | Value::Mark(_)) | None => {
+                (0, 0)
+            }
         }
     }
 
@@ -260,7 +265,8 @@ impl Local<'_> {
     fn holder(&self, key: u64) -> Option<Age> {
         match self.get(Cell::Key(key)) {
             Some(Value::Holder(age)) => Some(*age),
-            Some(Value::Row(_) | Value::Applied(_) | Value::Account { .. }) | None => None,
+            Some(Value::Row(_) | Value::Applied(_) | Value::Account { .. } | Value::Mark(_))
+            | None => None,
         }
     }
 
@@ -377,7 +383,8 @@ impl Local<'_> {
     fn applied(&self, id: TransactionId) -> u32 {
         match self.get(Cell::Applied(id)) {
             Some(Value::Applied(count)) => *count,
-            Some(Value::Row(_) | Value::Account { .. } | Value::Holder(_)) | None => 0,
+            Some(Value::Row(_) | Value::Account { .. } | Value::Holder(_) | Value::Mark(_))
+            | None => 0,
         }
     }
 }
@@ -544,9 +551,13 @@ impl Participant {
             if let Cell::Row(id) = cell {
                 let state = match self.disk.durable(&cell) {
                     Some(Value::Row(row)) => Some(&row.state),
-                    Some(Value::Account { .. } | Value::Applied(_) | Value::Holder(_)) | None => {
-                        None
-                    }
+                    Some(
+                        Value::Account { .. }
+                        | Value::Applied(_)
+                        | Value::Holder(_)
+                        | Value::Mark(_),
+                    )
+                    | None => None,
                 };
                 let row = self.row(id);
                 let name = row.map_or(&self.name, |row| &row.name);
@@ -558,8 +569,62 @@ impl Participant {
     fn row(&self, id: TransactionId) -> Option<&Row> {
         match self.disk.get(&Cell::Row(id)) {
             Some(Value::Row(row)) => Some(row),
-            Some(Value::Account { .. } | Value::Applied(_) | Value::Holder(_)) | None => None,
+            Some(Value::Account { .. } | Value::Applied(_) | Value::Holder(_) | Value::Mark(_))
+            | None => None,
         }
+    }
+
+    /// The low-water mark as it is stored.
+    fn mark(&self, prefix: Prefix) -> Option<TransactionId> {
+        match self.disk.get(&Cell::Mark(prefix)) {
+            Some(Value::Mark(mark)) => Some(*mark),
+            Some(Value::Row(_) | Value::Account { .. } | Value::Applied(_) | Value::Holder(_))
+            | None => None,
+        }
+    }
+
+    /// One local transaction drops what has an outcome below the mark, and stores the mark (rule 15).
+    pub(crate) fn prune(
+        &mut self,
+        mark: TransactionId,
+        s: &mut Surroundings,
+    ) -> Result<(), Crashed> {
+        let prefix = mark.prefix();
+        if self.mark(prefix).is_some_and(|stored| stored > mark) {
+            return Ok(());
+        }
+        s.crash_point()?;
+        let below = self.rows().filter(|(id, state)| {
+            let has_ended = matches!(
+                state,
+                State::Committed { .. } | State::Refused { .. } | State::Aborted | State::Tombstone
+            );
+            has_ended && id.prefix() == prefix && *id < mark
+        });
+        let below: Vec<TransactionId> = below.map(|(id, _)| id).collect();
+        for &id in &below {
+            s.counters.add("rows pruned");
+            let name = self.row(id).map_or(&self.name, |row| &row.name);
+            s.checker.pruned(id, name);
+        }
+        trace!(s, "{}: drops {} rows below {mark}", self.name, below.len());
+        let mut writes: Vec<_> = below.into_iter().map(|id| (Cell::Row(id), None)).collect();
+        writes.push((Cell::Mark(prefix), Some(Value::Mark(mark))));
+        let position = self.disk.commit(writes);
+        let delay = s.rng.between(100, 1_500);
+        let flush = Happening::Flush {
+            participant: self.name.clone(),
+            incarnation: self.incarnation,
+            position,
+        };
+        s.carry(delay, flush);
+        s.crash_point()
+    }
+
+    /// Rows below the mark that is stored.
+    pub(crate) fn rows_below_the_mark(&self) -> impl Iterator<Item = TransactionId> {
+        let below = |id: &TransactionId| self.mark(id.prefix()).is_some_and(|mark| *id < mark);
+        self.rows().map(|(id, _)| id).filter(move |id| below(id))
     }
 
     pub(crate) fn rows(&self) -> impl Iterator<Item = (TransactionId, &State)> {
@@ -567,7 +632,14 @@ impl Participant {
             .cells()
             .filter_map(|(cell, value)| match (cell, value) {
                 (Cell::Row(id), Value::Row(row)) => Some((*id, &row.state)),
-                (Cell::Row(_) | Cell::Account(_) | Cell::Applied(_) | Cell::Key(_), _) => None,
+                (
+                    Cell::Row(_)
+                    | Cell::Account(_)
+                    | Cell::Applied(_)
+                    | Cell::Key(_)
+                    | Cell::Mark(_),
+                    _,
+                ) => None,
             })
     }
 
@@ -577,7 +649,9 @@ impl Participant {
             .cells()
             .fold((0, 0), |(balances, all_held), (_, value)| match value {
                 Value::Account { balance, held } => (balances + balance, all_held + held),
-                Value::Row(_) | Value::Applied(_) | Value::Holder(_) => (balances, all_held),
+                Value::Row(_) | Value::Applied(_) | Value::Holder(_) | Value::Mark(_) => {
+                    (balances, all_held)
+                }
             })
     }
 
@@ -587,7 +661,14 @@ impl Participant {
             .cells()
             .filter_map(|(cell, value)| match (cell, value) {
                 (Cell::Key(key), Value::Holder(age)) => Some((*key, age.transaction)),
-                (Cell::Row(_) | Cell::Account(_) | Cell::Applied(_) | Cell::Key(_), _) => None,
+                (
+                    Cell::Row(_)
+                    | Cell::Account(_)
+                    | Cell::Applied(_)
+                    | Cell::Key(_)
+                    | Cell::Mark(_),
+                    _,
+                ) => None,
             })
     }
 
@@ -598,14 +679,22 @@ impl Participant {
                 (Cell::Account(account), Value::Account { balance, held }) => {
                     Some((*account, *balance, *held))
                 }
-                (Cell::Row(_) | Cell::Account(_) | Cell::Applied(_) | Cell::Key(_), _) => None,
+                (
+                    Cell::Row(_)
+                    | Cell::Account(_)
+                    | Cell::Applied(_)
+                    | Cell::Key(_)
+                    | Cell::Mark(_),
+                    _,
+                ) => None,
             })
     }
 
     pub(crate) fn applied(&self, id: TransactionId) -> u32 {
         match self.disk.get(&Cell::Applied(id)) {
             Some(Value::Applied(count)) => *count,
-            Some(Value::Row(_) | Value::Account { .. } | Value::Holder(_)) | None => 0,
+            Some(Value::Row(_) | Value::Account { .. } | Value::Holder(_) | Value::Mark(_))
+            | None => 0,
         }
     }
 
@@ -645,6 +734,14 @@ impl Participant {
             return Ok(());
         };
         s.crash_point()?;
+        // A round of pruning, now and then.
+        if let Some(mark) = call.low_water
+            && mark.prefix() == call.id.prefix()
+            && s.director.is_none()
+            && s.rng.chance(3_000)
+        {
+            self.prune(mark, s)?;
+        }
         match call.request.clone() {
             Request::Prepare(_) => {
                 let preparing = Preparing { call, since: None };
@@ -746,15 +843,16 @@ impl Participant {
         };
         let stored = match self.disk.get(&Cell::Row(id)) {
             Some(Value::Row(row)) => Some(row.clone()),
-            Some(Value::Account { .. } | Value::Applied(_) | Value::Holder(_)) | None => None,
+            Some(Value::Account { .. } | Value::Applied(_) | Value::Holder(_) | Value::Mark(_))
+            | None => None,
         };
         let held = process.sessions.get(&id);
-        let state = match (&stored, held) {
-            (Some(row), _) => row.state.clone(),
-            (None, Some(held)) => State::Active {
-                session: held.session.clone(),
-            },
-            (None, None) => State::Absent,
+        let state = match &stored {
+            Some(row) => row.state.clone(),
+            None => {
+                let session = held.map(|held| held.session.clone());
+                State::without_row(id, session, self.mark(id.prefix()))
+            }
         };
         let operations = match preparing.as_ref().map(|preparing| &preparing.call.request) {
             Some(Request::Prepare(prepare)) => Operation::parse(prepare.operations.text()),
@@ -885,6 +983,18 @@ impl Participant {
                     forced,
                 } => answers.push((reply, forced)),
                 Effect::Answer {
+                    reply: Answer::BelowLowWater { low_water },
+                    ..
+                } => {
+                    s.counters.add("prepares below the low-water mark");
+                    trace!(s, "{}: {id} is below {low_water}", self.name);
+                    s.checker.refused_below_the_mark(id, &row.name);
+                    if let Some(to) = reply_to {
+                        let ended = no(RefusalCode::BelowLowWater, "it has ended".to_owned());
+                        ends(to, id, &row.name, Delivery::Answered(Reply::Vote(ended)), s);
+                    }
+                }
+                Effect::Answer {
                     reply: Answer::PrepareChanged,
                     ..
                 } => {
@@ -927,7 +1037,8 @@ impl Participant {
             s.checker
                 .row_changed(id, &row.name, before, after, applied, &row.pieces);
         }
-        if stored.is_some() || changed.is_some() {
+        let pruned = matches!(branch.state(), State::Pruned { .. });
+        if stored.is_some() || changed.is_some() || pruned {
             // The row answers from now on. After a read-only vote there is none: a repeat must find the work.
             process.sessions.remove(&id);
         } else if process.sessions.contains_key(&id) && !answers.is_empty() {
@@ -1002,9 +1113,15 @@ impl Participant {
         };
         let durable = match self.disk.durable(&Cell::Row(id)) {
             Some(Value::Row(row)) => Some(&row.state),
-            Some(Value::Account { .. } | Value::Applied(_) | Value::Holder(_)) | None => None,
+            Some(Value::Account { .. } | Value::Applied(_) | Value::Holder(_) | Value::Mark(_))
+            | None => None,
         };
-        let visible = self.row(id).map(|row| &row.state);
+        let pruned = self
+            .mark(id.prefix())
+            .filter(|mark| id < *mark)
+            .map(|low_water| State::Pruned { low_water });
+        let row = self.row(id).map(|row| &row.state);
+        let visible = row.or(pruned.as_ref());
         trace!(s, "{name} → {}: {id} {}", to.0, words::reply(&reply));
         s.checker
             .participant_says(id, &name, &reply, visible, durable);
@@ -1054,7 +1171,14 @@ impl Participant {
                 (Cell::Row(id), Value::Row(row)) if matches!(row.state, State::Prepared { .. }) => {
                     Some((*id, row.name.clone()))
                 }
-                (Cell::Row(_) | Cell::Account(_) | Cell::Applied(_) | Cell::Key(_), _) => None,
+                (
+                    Cell::Row(_)
+                    | Cell::Account(_)
+                    | Cell::Applied(_)
+                    | Cell::Key(_)
+                    | Cell::Mark(_),
+                    _,
+                ) => None,
             })
             .collect();
         for (id, name) in in_doubt {

@@ -389,6 +389,7 @@ impl Stage {
         };
         self.calls += 1;
         let call = Call {
+            low_water: None,
             life: LifeNumber(0),
             number: self.calls,
             id,

@@ -157,6 +157,7 @@ pub(crate) struct Call {
     pub(crate) remaining: Millis,
     /// When the transaction began, by the wall clock of the coordinator that began it.
     pub(crate) begun_at_ms: i64,
+    pub(crate) low_water: Option<TransactionId>,
 }
 
 /// Interactive work that a client asks a participant for.

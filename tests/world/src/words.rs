@@ -193,6 +193,7 @@ pub(crate) fn branch(state: &branch::State) -> String {
     use branch::State;
     match state {
         State::Absent => "absent".to_owned(),
+        State::Pruned { .. } => "pruned".to_owned(),
         State::Active { session } => format!("active in session {}", session.as_str()),
         State::Working { .. } => "working".to_owned(),
         State::Prepared { .. } => "prepared".to_owned(),

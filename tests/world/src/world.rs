@@ -587,8 +587,35 @@ impl World {
         }
     }
 
+    /// Storage is bounded: once all is quiet no row is below the mark but those whose outcome may never be known. In a
+    /// script rows stay as they are.
+    fn all_can_be_pruned(&mut self) -> Result<(), String> {
+        if self.s.director.is_some() {
+            return Ok(());
+        }
+        let marks = self
+            .coordinators
+            .values()
+            .filter_map(Coordinator::low_water);
+        for mark in marks.collect::<Vec<_>>() {
+            for participant in self.participants.values_mut() {
+                // Nothing crashes any more.
+                participant.prune(mark, &mut self.s).ok();
+            }
+        }
+        for (name, participant) in &self.participants {
+            for id in participant.rows_below_the_mark() {
+                if !self.may_never_be_known(id) {
+                    return Err(format!("{name} keeps its row of {id} for ever"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// AC5, and what else must hold once all is quiet; AC4 for a calm world.
     pub(crate) fn all_has_ended(&mut self) -> Result<(), String> {
+        self.all_can_be_pruned()?;
         let went_back = self.log.ever_went_back();
         for (name, participant) in &self.participants {
             if !participant.is_running() {

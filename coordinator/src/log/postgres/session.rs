@@ -35,7 +35,9 @@ impl From<sqlx::Error> for ConnectError {
 fn is_untrusted(error: &sqlx::Error) -> bool {
     if let sqlx::Error::Io(error) = error {
         // A handshake's error comes wrapped.
-        error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>())
+        error
+            .get_ref()
+            .is_some_and(|cause| cause.is::<rustls::Error>())
     } else {
         matches!(error, sqlx::Error::Tls(_))
     }

@@ -386,7 +386,10 @@ async fn the_condition_says_that_the_log_went_back() {
     assert_eq!(ready.value(&condition("ready")), 1.0);
     assert_eq!(ready.value(&condition("went_back")), 0.0);
     coordinator.begin(&commits_at(&["east"])).await.is(200);
-    coordinator.log().change("UPDATE epoch SET decisions = 0").await;
+    coordinator
+        .log()
+        .change("UPDATE epoch SET decisions = 0")
+        .await;
     let back = coordinator
         .scraped("it notices", |scrape| {
             scrape.value(&condition("went_back")) == 1.0

@@ -108,6 +108,41 @@ impl Log {
         writes.expect("the log counts its decision writes")
     }
 
+    /// From now on every decision write waits, until what this returns is dropped.
+    pub(crate) async fn hold_writes(&self) -> HeldWrites {
+        let hold = "the log's writers can be held";
+        match self {
+            Self::Sqlite { path, .. } => {
+                let mut connection = open(path).await;
+                let begun = sqlx::query("BEGIN IMMEDIATE").execute(&mut connection);
+                begun.await.expect(hold);
+                HeldWrites::Sqlite {
+                    _connection: connection,
+                }
+            }
+            Self::Postgres(url) => {
+                let mut connection = connect(url).await;
+                let lock = sqlx::raw_sql("BEGIN; SELECT 1 FROM epoch FOR UPDATE");
+                lock.execute(&mut connection).await.expect(hold);
+                HeldWrites::Postgres {
+                    _connection: connection,
+                }
+            }
+        }
+    }
+
+    /// How many local transactions wait for a lock in the database.
+    pub(crate) async fn waiting_for_a_lock(&self) -> i64 {
+        const WAITING: &str = "SELECT count(*) FROM pg_stat_activity \
+            WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        let Self::Postgres(url) = self else {
+            panic!("only a server knows");
+        };
+        let waiting = sqlx::query_scalar(WAITING);
+        let waiting = waiting.fetch_one(&mut connect(url).await).await;
+        waiting.expect("a server tells who waits")
+    }
+
     /// Changes it behind the coordinator's back, as a restored backup or another coordinator would. Tables have the same
     /// names in both kinds.
     pub(crate) async fn change(&self, statement: &'static str) {
@@ -125,6 +160,12 @@ impl Log {
         };
         assert!(changed > 0, "{statement} changed nothing");
     }
+}
+
+/// A local transaction that holds what every decision write needs. Dropped, it is rolled back.
+pub(crate) enum HeldWrites {
+    Sqlite { _connection: SqliteConnection },
+    Postgres { _connection: PgConnection },
 }
 
 async fn open(path: &Path) -> SqliteConnection {
