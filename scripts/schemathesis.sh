@@ -23,7 +23,7 @@ finish() {
     # shellcheck disable=SC2086 # none of them is one word
     kill $coordinator $participants 2>/dev/null || true
     [ $status = 0 ] || tail -n 20 "$directory/coordinator.err" 2>/dev/null || true
-    rm -rf "$directory"
+    rm -rf "$directory" .schemathesis
     exit $status
 }
 trap finish EXIT

@@ -183,6 +183,20 @@ fn components() -> Value {
             "then".to_owned(),
             json!({"required": ["commit"], "properties": {"commit": {"const": true}}}),
         );
+        // And that a label which is null is absent, whatever its name.
+        if let Some(properties) = begin.get_mut("properties") {
+            properties["labels"] = json!({
+                "type": ["object", "null"],
+                "description": "At most 16 labels. Keys match [a-z0-9._-]{1,63}; values have up to 256 characters, \
+                    none of them U+0000. One that is null is absent.",
+                "patternProperties": {
+                    "^[a-z0-9._-]{1,63}$": {
+                        "type": ["string", "null"], "maxLength": 256, "pattern": "^[^\\u0000]*$",
+                    },
+                },
+                "additionalProperties": {"type": "null"},
+            });
+        }
     }
     for (code, members, description) in CODES {
         all.insert(
