@@ -24,4 +24,6 @@ mod support;
 #[cfg(test)]
 mod takeover;
 #[cfg(test)]
+mod tls;
+#[cfg(test)]
 mod trouble;

@@ -142,6 +142,13 @@ pub enum OpenError {
         "the server refuses: check user, password, database, and that the user may create in it"
     )]
     Refused(#[source] sqlx::Error),
+    /// No connection that the URL asks for.
+    #[error(
+        "the server is not one that the URL trusts: with sslmode=verify-full or verify-ca its certificate must come \
+         from sslrootcert (or a CA that this system trusts) and be for the URL's host; with sslmode=require it must have \
+         TLS at all"
+    )]
+    Untrusted(#[source] sqlx::Error),
     /// There is no log, and none was to be made.
     #[error("there is no decision log in this database")]
     Missing,

@@ -20,11 +20,26 @@ pub(super) enum ConnectError {
 
 impl From<sqlx::Error> for ConnectError {
     fn from(error: sqlx::Error) -> Self {
+        if is_untrusted(&error) {
+            return Self::Unfit(OpenError::Untrusted(error));
+        }
         // Who may log in (28), no such database (3D), what the role may do and what is there (42).
         match sqlstate(&error).as_deref().map(|state| &state[..2]) {
             Some("28" | "3D" | "42") => Self::Unfit(OpenError::Refused(error)),
             Some(_) | None => Self::Unavailable(error.into()),
         }
+    }
+}
+
+/// Whether it is TLS that failed: the server has none, or its certificate is not trusted.
+fn is_untrusted(error: &sqlx::Error) -> bool {
+    if let sqlx::Error::Io(error) = error {
+        // A handshake's error comes wrapped.
+        error
+            .get_ref()
+            .is_some_and(|cause| cause.is::<rustls::Error>())
+    } else {
+        matches!(error, sqlx::Error::Tls(_))
     }
 }
 
