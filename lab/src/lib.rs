@@ -11,6 +11,7 @@
 pub mod audit;
 pub mod demo;
 pub mod gate;
+pub mod lean;
 pub mod ports;
 pub mod postgres;
 pub mod process;

@@ -31,6 +31,10 @@ pub const APPEND_DELAY: Duration = Duration::from_millis(100);
 /// Decisions in one write, at most: past it they share the one after. Bounds the size of a statement.
 pub const BATCH_MAX: usize = 1024;
 
+/// How often a write is put off while each turn of the other actors brings more decisions. It bounds what one decision
+/// waits for others that never stop coming: some passes over the run queue, and no time when that is empty.
+const GATHERING_TURNS_MAX: u32 = 16;
+
 /// A write that has not returned by then counts as a log that does not answer: a disk that hangs returns no error.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(20);
@@ -73,11 +77,6 @@ pub struct Finish {
 #[rtype(result = "()")]
 struct AppendDue;
 
-/// What has arrived is taken in: write it.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct WriteNow;
-
 /// The write under way takes longer than [`SILENCE_MAX`].
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -104,7 +103,7 @@ pub struct LogWriter {
     failures: u32,
     /// Goes off when the write under way takes too long.
     watchdog: Option<SpawnHandle>,
-    /// Whether a [`WriteNow`] is on its way.
+    /// Whether the others are having a turn before the next write.
     gathering: bool,
     /// What the registry was told last.
     log_answers: bool,
@@ -136,12 +135,28 @@ impl LogWriter {
         }
     }
 
-    /// Writes once the messages that have already arrived are taken in: they share the write, and no time is waited for.
+    /// Writes once the other actors of this thread have had a turn, and again as long as each turn brings more: what is
+    /// ready now shares the write, and no time is waited for.
     fn write_soon(&mut self, ctx: &mut Context<Self>) {
         if self.in_flight.is_none() && !self.gathering {
             self.gathering = true;
-            ctx.notify(WriteNow);
+            self.give_a_turn(GATHERING_TURNS_MAX, ctx);
         }
+    }
+
+    fn give_a_turn(&mut self, turns_left: u32, ctx: &mut Context<Self>) {
+        let waited = self.proposals.len();
+        // Not `notify`: this actor would handle the message before it returns to the scheduler.
+        let turn = tokio::task::yield_now().into_actor(self);
+        ctx.spawn(turn.map(move |(), actor, ctx| {
+            let waiting = actor.proposals.len();
+            if waiting > waited && waiting < BATCH_MAX && turns_left > 0 {
+                actor.give_a_turn(turns_left - 1, ctx);
+            } else {
+                actor.gathering = false;
+                actor.write_if_idle(ctx);
+            }
+        }));
     }
 
     fn write_if_idle(&mut self, ctx: &mut Context<Self>) {
@@ -311,15 +326,6 @@ impl Handler<Finish> for LogWriter {
     ) {
         self.appends.finishes.push((id, finished_at));
         self.appended(on_durable, ctx);
-    }
-}
-
-impl Handler<WriteNow> for LogWriter {
-    type Result = ();
-
-    fn handle(&mut self, _: WriteNow, ctx: &mut Context<Self>) {
-        self.gathering = false;
-        self.write_if_idle(ctx);
     }
 }
 

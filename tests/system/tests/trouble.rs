@@ -5,9 +5,12 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use unanimous_lab::lean::Lean;
 use unanimous_lab::wait::until;
 use unanimous_lab::{Program, scratch};
 
@@ -362,25 +365,27 @@ async fn measured_nobody_waits_behind_a_participant_whose_prepares_never_answer(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn measured_64_clients_share_decision_writes() {
     const CLIENTS: usize = 64;
-    const EACH: usize = 10;
+    const EACH: usize = 20;
     let (east, west) = (Stub::start("east").await, Stub::start("west").await);
     let coordinator = Coordinator::start(&[&east, &west]).await;
     let body = transfer(&["east", "west"]);
     coordinator.begin(&body).await.is(200);
     let before = decision_writes(coordinator.log()).await;
-    for round in 1..=EACH {
-        // The votes come in together, as they do where 64 clients keep a coordinator busy. A test's client in one task is
-        // slower than the disk, and its transactions come one by one.
-        east.hold("prepare");
-        let clients = join_all((0..CLIENTS).map(async |_| {
-            coordinator.begin(&body).await.is(200);
-        }));
-        let together = async {
-            east.arrived("prepare", 1 + CLIENTS * round).await;
-            east.release("prepare");
-        };
-        tokio::join!(clients, together);
+    // A closed loop: each asks again as soon as it was answered, and nothing brings them into step.
+    let address = coordinator.address();
+    let text = Bytes::from(body.to_string());
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let text = text.clone();
+        clients.spawn(async move {
+            let mut client = Lean::connect(address).await.unwrap();
+            for _ in 0..EACH {
+                let answer = client.post("/v1/transactions", &[], text.clone()).await;
+                assert_eq!(answer.unwrap().0, 200);
+            }
+        });
     }
+    clients.join_all().await;
     let writes = decision_writes(coordinator.log()).await - before;
     let decisions = i64::try_from(CLIENTS * EACH).unwrap();
     assert!(writes > 0, "the log counts them");

@@ -1,5 +1,6 @@
 //! The coordinator as a process of its own, and what it answers.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use reqwest::header::{HeaderMap, HeaderName};
@@ -138,6 +139,12 @@ impl Coordinator {
     /// The API's base URL.
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The API's address.
+    pub(crate) fn address(&self) -> SocketAddr {
+        let address = self.url.strip_prefix("http://").expect("it is an address");
+        address.parse().expect("it is an address")
     }
 
     /// Any request, `path` below the API's address.
