@@ -12,15 +12,20 @@ fn read(path: &str) -> String {
 
 fn names_in(directory: &str) -> Vec<String> {
     fs::read_dir(root().join(directory))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .expect("the directory is there")
+        .map(|entry| {
+            let name = entry.expect("it is listed").file_name();
+            name.into_string().expect("its name is text")
+        })
         .collect()
 }
 
 /// The guards of each line of the table: what kind, and its name.
 fn table() -> BTreeMap<String, Vec<(String, String)>> {
     let page = read("docs/PROOF.md");
-    let (_, table) = page.split_once("| rule | guards |").unwrap();
+    let (_, table) = page
+        .split_once("| rule | guards |")
+        .expect("the page has the table");
     let lines = table
         .lines()
         .skip(2)
@@ -28,14 +33,18 @@ fn table() -> BTreeMap<String, Vec<(String, String)>> {
     lines
         .map(|line| {
             let mut cells = line.trim_matches('|').splitn(2, '|').map(str::trim);
-            let rule = cells.next().unwrap().to_owned();
-            let guards = cells.next().unwrap().split("<br>").map(|guard| {
-                let (kind, name) = guard.split_once(' ').unwrap_or((guard, ""));
-                (
-                    kind.trim_matches([':', '*']).to_owned(),
-                    name.trim_matches('`').to_owned(),
-                )
-            });
+            let rule = cells.next().expect("a line has two cells").to_owned();
+            let guards = cells
+                .next()
+                .expect("a line has two cells")
+                .split("<br>")
+                .map(|guard| {
+                    let (kind, name) = guard.split_once(' ').unwrap_or((guard, ""));
+                    (
+                        kind.trim_matches([':', '*']).to_owned(),
+                        name.trim_matches('`').to_owned(),
+                    )
+                });
             (rule, guards.collect())
         })
         .collect()
