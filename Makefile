@@ -30,6 +30,10 @@ fix: ## format, and apply what clippy can repair
 sim: ## simulate 1,000 worlds, or with SEED=n replay one and print its events
 	cargo run -q --release -p unanimous-world -- $(if $(SEED),--seed $(SEED),--from 0 --count 1000)
 
+.PHONY: fuzz
+fuzz: ## throw bytes at every parser, SECS=60 seconds at each
+	fuzz/run.sh $(or $(SECS),60)
+
 .PHONY: demo
 demo: ## see a commit, a refusal, and a coordinator that is killed and recovers
 	scripts/tools.sh postgres

@@ -32,6 +32,7 @@ use crate::{
         postgres::{self, PostgresLog},
         sqlite::SqliteLog,
     },
+    telemetry::chain,
 };
 
 /// Longer than the couriers of other coordinators and most clients keep an idle connection (30 to 60 s): the server that
@@ -124,7 +125,7 @@ impl App {
             match url.parse() {
                 Ok(endpoint) => couriers.register(&participant, endpoint),
                 Err(error) => error!(
-                    %participant, url, error = &error as &dyn std::error::Error,
+                    %participant, url, error = %chain(&error),
                     "the log holds an address that can not be called: this participant's branches wait"
                 ),
             }
@@ -247,7 +248,7 @@ async fn open_log(url: &LogUrl) -> anyhow::Result<Arc<dyn DecisionLog>> {
                     Ok(log) => return Ok(Arc::new(log)),
                     Err(error @ postgres::OpenError::Unavailable(_)) => {
                         warn!(
-                            error = &error as &dyn std::error::Error, log = %url,
+                            error = %chain(&error), log = %url,
                             "the start waits for the decision log"
                         );
                         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -291,7 +292,7 @@ async fn begin_life(log: &Arc<dyn DecisionLog>, node: Node) -> anyhow::Result<Re
             Ok(recovered) => return Ok(recovered),
             Err(NoLife::Log(error @ LogError::Unavailable(_))) => {
                 warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "the start waits for the decision log"
                 );
                 tokio::time::sleep(Duration::from_secs(1)).await;

@@ -19,4 +19,4 @@ pub mod config;
 pub mod courier;
 pub mod http;
 pub mod log;
-mod telemetry;
+pub mod telemetry;

@@ -103,6 +103,17 @@ pub enum Outcome {
     Aborted,
 }
 
+impl Outcome {
+    /// The outcome as the wire spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
 /// Why a transaction aborted. `docs/API.md` section 1 explains the codes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AbortReason {
@@ -156,6 +167,24 @@ pub enum AbortCode {
     Unrecorded,
 }
 
+impl AbortCode {
+    /// The code as the wire spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Conflict => "conflict",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Requested => "requested",
+            Self::WorkLost => "work-lost",
+            Self::Duplicate => "duplicate",
+            Self::CoordinatorRestarted => "coordinator-restarted",
+            Self::Unrecorded => "unrecorded",
+        }
+    }
+}
+
 /// What became of one branch until the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -197,6 +226,15 @@ impl Verdict {
         match self {
             Self::Commit => Outcome::Committed,
             Self::Abort(_) => Outcome::Aborted,
+        }
+    }
+
+    /// Of an abort.
+    #[must_use]
+    pub fn reason(&self) -> Option<&AbortReason> {
+        match self {
+            Self::Commit => None,
+            Self::Abort(reason) => Some(reason),
         }
     }
 }

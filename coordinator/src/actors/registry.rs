@@ -25,6 +25,7 @@ use unanimous_protocol::{
     message::Inform,
     operations::Operations,
     record::{Header, IdempotencyKey, KeyClaim, Record, WallMillis},
+    trace::TraceContext,
     wire::BranchState,
 };
 
@@ -39,6 +40,7 @@ use super::{
 use crate::{
     courier::{Couriers, Http},
     log::{DecisionLog, LogError, View},
+    telemetry::chain,
 };
 
 /// How often the life is held against the log (design rule 11).
@@ -244,7 +246,7 @@ impl Registry {
             );
         }
         let transaction =
-            TransactionActor::begin(header, begin.timeout, begin.traceparent, links).start();
+            TransactionActor::begin(header, begin.timeout, begin.trace, links).start();
         for (participant, operations) in begin.branches {
             let enlist = Event::Enlist {
                 participant,
@@ -342,7 +344,7 @@ impl Registry {
         ctx: &mut Context<Self>,
     ) {
         let found = found.map_err(|error| {
-            unread(&error, &"idempotency keys");
+            unread(&error, None);
         });
         for (at, key) in keys.iter().enumerate() {
             let waiting = self.key_lookups.waiting.remove(key).unwrap_or_default();
@@ -398,7 +400,7 @@ impl Registry {
                 registry.report_condition(ctx);
             }
             Err(LogError::Unavailable(cause)) => {
-                warn!(error = %cause, "the decision log does not answer");
+                warn!(error = %chain(&*cause), "the decision log does not answer");
                 registry.log_is_read = false;
                 registry.report_condition(ctx);
             }
@@ -423,7 +425,7 @@ impl Registry {
         ctx.spawn(remember.into_actor(self).map(|remembered, registry, ctx| {
             if let Err(error) = remembered {
                 error!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "that the log went back could not be remembered: do not start a coordinator on it before \
                      `unanimous log new-identity`"
                 );
@@ -472,12 +474,13 @@ impl Registry {
     }
 }
 
-/// Something could not be read from the log.
-fn unread(error: &LogError, what: &dyn std::fmt::Display) {
+/// Something could not be read from the log: what became of a transaction, or who holds some keys.
+fn unread(error: &LogError, transaction: Option<TransactionId>) {
     match error {
-        LogError::Unavailable(cause) => {
-            warn!(%what, error = %cause, "the decision log does not answer")
-        }
+        LogError::Unavailable(cause) => warn!(
+            transaction = transaction.map(tracing::field::display), error = %chain(&**cause),
+            "the decision log does not answer"
+        ),
         LogError::Broken(cause) => broken(&**cause),
     }
 }
@@ -522,8 +525,8 @@ pub struct Begin {
     pub labels: std::collections::BTreeMap<String, String>,
     /// The client's key.
     pub key: Option<KeyClaim>,
-    /// W3C trace context, passed on to participants.
-    pub traceparent: Option<String>,
+    /// The trace that all its calls belong to.
+    pub trace: TraceContext,
 }
 
 /// What became of a [`Begin`].
@@ -602,7 +605,7 @@ impl Handler<Find> for Registry {
                 .map(move |read, registry, _| match read {
                     Ok(view) => registry.judge(question, view),
                     Err(error) => {
-                        unread(&error, &id);
+                        unread(&error, Some(id));
                         Found::LogUnavailable
                     }
                 }),
@@ -738,9 +741,10 @@ impl Handler<Suspect> for Registry {
                     registry.report_condition(ctx);
                 }
                 Ok(_) => {}
-                Err(error) => {
-                    warn!(%branch, %error, "a branch of a newer epoch could not be looked at")
-                }
+                Err(error) => warn!(
+                    transaction = %branch.transaction, participant = %branch.participant, error,
+                    "a branch of a newer epoch could not be looked at"
+                ),
             }
         }));
     }

@@ -7,19 +7,33 @@ use std::{io::Write as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::config::ServeArgs;
+use crate::config::{SERVE_EXAMPLES, ServeArgs};
 
 /// Commits a change in several services together, or in none of them.
+///
+/// A coordinator asks every service that takes part to prepare, makes one durable decision in its log, and tells each
+/// of them, however often anything crashes on the way. Clients call its HTTP API; services take part with the crate
+/// unanimous-participant, or with two pages of HTTP in any language.
 #[derive(Parser)]
-#[command(name = "unanimous", version, propagate_version = true)]
+#[command(name = "unanimous", version, propagate_version = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  unanimous serve --participant east=http://127.0.0.1:8081/unanimous --participant west=http://127.0.0.1:8082/unanimous
+  curl -sS http://127.0.0.1:7071/readyz
+  unanimous log new-identity --log sqlite:unanimous.sqlite    (after restoring that log from a backup)
+
+`unanimous serve --help` explains every setting. docs/OPERATIONS.md says how to run it in production.";
+
 #[derive(Subcommand)]
 enum Command {
-    /// Run the coordinator until SIGTERM, which lets running transactions finish
+    /// Run the coordinator until SIGTERM or SIGINT, which lets running transactions finish. It prints a line
+    /// `ready listen=ADDRESS admin=ADDRESS` on standard output once it takes requests; its log lines go to standard error
+    #[command(after_help = SERVE_EXAMPLES)]
     Serve(ServeArgs),
     /// Look after the decision log
     #[command(subcommand)]

@@ -10,6 +10,8 @@ mod demo;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod pages;
 #[cfg(test)]
 mod process;
@@ -17,5 +19,7 @@ mod process;
 mod standing;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod traces;
 #[cfg(test)]
 mod trouble;

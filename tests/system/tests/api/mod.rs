@@ -6,6 +6,7 @@ mod keys;
 mod list;
 mod outcome;
 mod participants;
+mod raw;
 mod requests;
 mod retention;
 mod settle;
