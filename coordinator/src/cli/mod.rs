@@ -57,3 +57,56 @@ pub fn run() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// What `--help` prints for this command.
+    fn help(path: &[&str]) -> String {
+        let mut command = Cli::command();
+        command.build();
+        let command = path.iter().fold(&mut command, |command, name| {
+            command.find_subcommand_mut(name).unwrap()
+        });
+        command.render_long_help().to_string()
+    }
+
+    #[test]
+    fn every_command_explains_itself_and_shows_how_it_is_typed() {
+        Cli::command().debug_assert();
+        for (path, shows) in [
+            (&[][..], "unanimous serve --participant east=http://"),
+            (&["serve"], "unanimous serve --log sqlite:/"),
+            (&["log", "new-identity"], "unanimous log new-identity --log"),
+        ] {
+            let help = help(path);
+            assert!(help.contains("Example") && help.contains(shows), "{help}");
+        }
+        assert!(help(&["serve"]).contains("3 fenced"));
+        assert!(help(&["log", "new-identity"]).contains("backup"));
+    }
+
+    #[test]
+    fn every_flag_of_every_command_names_its_environment_variable() {
+        for path in [&["serve"][..], &["log", "new-identity"]] {
+            let mut command = Cli::command();
+            command.build();
+            let command = path.iter().fold(&mut command, |command, name| {
+                command.find_subcommand_mut(name).unwrap()
+            });
+            let flags: Vec<_> = command.get_arguments().cloned().collect();
+            let help = help(path);
+            for flag in flags {
+                if ["help", "version"].contains(&flag.get_id().as_str()) {
+                    continue;
+                }
+                let variable = flag.get_env().unwrap().to_str().unwrap();
+                assert!(help.contains(&format!("[env: {variable}")), "{variable}");
+                assert!(flag.get_help().is_some(), "{}", flag.get_id());
+            }
+        }
+    }
+}

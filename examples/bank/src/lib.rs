@@ -109,3 +109,27 @@ pub fn run() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_says_what_it_is_and_names_its_environment_variable() {
+        let command = CommandLine::command();
+        command.clone().debug_assert();
+        for command in command.get_subcommands() {
+            for flag in command.get_arguments() {
+                let name = flag.get_id();
+                assert!(flag.get_help().is_some(), "{name}");
+                let variable = flag.get_env().and_then(|name| name.to_str());
+                assert!(
+                    variable.is_some_and(|name| name.starts_with("BANK_")),
+                    "{name}"
+                );
+            }
+        }
+    }
+}
