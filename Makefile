@@ -42,6 +42,10 @@ mutants: ## break one rule at a time; PART=k/n takes every n-th, NAME=text those
 schemathesis: ## make requests up from the OpenAPI description, and check every answer against it
 	scripts/schemathesis.sh
 
+.PHONY: fuzz
+fuzz: ## throw bytes at every parser, SECS=60 seconds at each
+	fuzz/run.sh $(or $(SECS),60)
+
 .PHONY: demo
 demo: ## see a commit, a refusal, and a coordinator that is killed and recovers
 	scripts/tools.sh postgres

@@ -52,9 +52,9 @@ fi
 [ "${1:-}" = postgres ] && exit 0
 
 # A test types what the pages tell a reader to type.
-for program in curl psql; do
+for program in curl psql sqlite3; do
     have "$program" || fail "$program is missing: the documentation's examples are run with it. Debian," \
-        "Ubuntu: apt-get install curl postgresql-client"
+        "Ubuntu: apt-get install curl postgresql-client sqlite3"
 done
 
 if ! cargo nextest --version >/dev/null 2>&1; then

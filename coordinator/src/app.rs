@@ -136,7 +136,7 @@ impl App {
             match url.parse() {
                 Ok(endpoint) => couriers.register(&participant, endpoint),
                 Err(error) => error!(
-                    %participant, url, error = &error as &dyn std::error::Error,
+                    %participant, url, error = %chain(&error),
                     "the log holds an address that can not be called: this participant's branches wait"
                 ),
             }

@@ -1,7 +1,7 @@
 //! Settings: flags win over environment over file. Parsed once, checked once.
 //!
 //! Every flag has an environment variable (`--admin-listen`, `UNANIMOUS_ADMIN_LISTEN`) and a key in the file
-//! (`admin-listen = "127.0.0.1:7071"`). Participants given by flags replace those of
+//! (`admin-listen = "127.0.0.1:7071"`), and its help names both. Participants given by flags replace those of
 //! the environment; what they do not name is taken from the file.
 
 use std::{
@@ -16,9 +16,10 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
+use toml::{Spanned, de::DeTable};
 use unanimous_protocol::id::{Node, ParticipantName};
 
-use crate::{actors::registry::adoption::Adoption, courier::Endpoint};
+use crate::{actors::registry::adoption::Adoption, courier::Endpoint, telemetry::LogFormat};
 
 /// The shortest retention. Nothing that is safe depends on it where one process owns the log. Where several share it, a
 /// keyed record must not be forgotten while its own coordinator still repeats the write that it came from, not knowing
@@ -35,11 +36,12 @@ const UNSEEN_FOR: Duration = Duration::from_secs(10);
 /// What `unanimous serve` is told.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeArgs {
-    /// The decision log. A commit is a record in it, and nothing else [default: sqlite:unanimous.sqlite]
+    /// The decision log, a file or a database. A transaction is committed by its record in it, and by nothing else: keep
+    /// it on a disk that keeps what it acknowledged [default: sqlite:unanimous.sqlite] [file: log]
     ///
-    /// A file, which this process alone owns, or postgres://USER:PASSWORD@HOST:PORT/DATABASE, which several coordinators may
-    /// share, each with its own --node; directly, or through a pooler in session mode. The URL takes parameters, as in
-    /// postgres://…/log?sslmode=verify-full&sslrootcert=/etc/ca.pem:
+    /// A file is owned by this process alone. postgres://USER:PASSWORD@HOST:PORT/DATABASE may be shared by several
+    /// coordinators, each with its own --node; directly, or through a pooler in session mode. The URL takes parameters, as
+    /// in postgres://…/log?sslmode=verify-full&sslrootcert=/etc/ca.pem:
     ///
     /// sslmode: disable; prefer (default: TLS where the server has it); require (TLS, whoever answers); verify-ca (its
     /// certificate comes from a trusted CA); verify-full (and is for HOST). Across a network only verify-full keeps others
@@ -53,17 +55,21 @@ pub struct ServeArgs {
         hide_env_values = true
     )]
     pub log: Option<LogUrl>,
-    /// Where clients and participants reach the API; port 0 takes a free one [default: 127.0.0.1:7070]
+    /// Where clients and participants reach the API; port 0 takes a free one, and the line `ready listen=…` tells which
+    /// [default: 127.0.0.1:7070] [file: listen]
     #[arg(long, env = "UNANIMOUS_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
-    /// Where health and readiness are asked, and participants registered [default: 127.0.0.1:7071]
+    /// Where health and readiness are asked, and participants registered. It has no login: keep it off public networks
+    /// [default: 127.0.0.1:7071] [file: admin-listen]
     #[arg(long, env = "UNANIMOUS_ADMIN_LISTEN", value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
-    /// This coordinator's number among those that share the log, 1 to 65535 [default: 1]
-    #[arg(long, env = "UNANIMOUS_NODE", value_parser = clap::value_parser!(u16).range(1..))]
+    /// This coordinator's number among those that share the log, 1 to 65535; two never have the same at one time
+    /// [default: 1] [file: node]
+    #[arg(long, env = "UNANIMOUS_NODE", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub node: Option<u16>,
     /// Take over the unfinished transactions of another node on this log that nobody runs any more: once it was last seen
     /// 10 s ago; until then, and whenever somebody runs it again, it is waited for. On SQLite a start takes every node's
+    /// [file: adopt-node]
     #[arg(
         long,
         env = "UNANIMOUS_ADOPT_NODE",
@@ -73,6 +79,7 @@ pub struct ServeArgs {
     )]
     pub adopt_node: Vec<u16>,
     /// With --adopt-node: do not wait at start. A coordinator that runs the node all the same ends
+    /// [file: force]
     #[arg(long, env = "UNANIMOUS_FORCE")]
     pub force: bool,
     /// Between two marks that this coordinator runs its node. For tests
@@ -91,13 +98,17 @@ pub struct ServeArgs {
         hide = true
     )]
     pub unseen_for: Option<humantime::Duration>,
-    /// How long finished transactions and their idempotency keys are kept, from their finish, 1s at least. Longer than a client repeats a request, and than a write to the log may stay unclear: hours, not seconds [default: 168h]
+    /// How long finished transactions and their idempotency keys are kept, from their finish; 1s at least. Longer than a
+    /// client repeats a request, and than a write to the log may stay unclear: hours, not seconds
+    /// [default: 168h] [file: retention]
     #[arg(long, env = "UNANIMOUS_RETENTION", value_name = "DURATION")]
     pub retention: Option<humantime::Duration>,
-    /// How long running transactions are given to finish after SIGTERM [default: 10s]
+    /// How long running transactions are given to finish after SIGTERM; what is undecided then is aborted
+    /// [default: 10s] [file: grace]
     #[arg(long, env = "UNANIMOUS_GRACE", value_name = "DURATION")]
     pub grace: Option<humantime::Duration>,
-    /// A participant and the base URL of its routes; may be repeated
+    /// A participant and the base URL of its routes; may be repeated, and in the environment separated by commas. One
+    /// given here is not changed by `PUT /admin/v1/participants` [file: table participants]
     #[arg(
         long = "participant",
         env = "UNANIMOUS_PARTICIPANTS",
@@ -105,27 +116,70 @@ pub struct ServeArgs {
         value_delimiter = ','
     )]
     pub participants: Vec<NamedEndpoint>,
-    /// A TOML file with the same settings under the flags' names, and a table `participants`
+    /// How the log lines on standard error are written: `text` for people, `json` for programs, an object in each line
+    /// with the same fields. RUST_LOG says which, as in RUST_LOG=debug [default: text] [file: log-format]
+    #[arg(long, env = "UNANIMOUS_LOG_FORMAT", value_name = "text|json")]
+    pub log_format: Option<LogFormat>,
+    /// A TOML file with the same settings, under the names given here as `file`
     #[arg(long, env = "UNANIMOUS_CONFIG", value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
 }
 
-/// The file: the flags' names as keys.
+/// What the end of `serve --help` shows: the file, whole.
+pub const SERVE_EXAMPLES: &str = "\
+Durations are numbers with a unit: 500ms, 10s, 5m, 168h. A flag wins over its environment variable, and that over the
+file; participants are put together by name.
+
+Examples:
+  unanimous serve --log sqlite:/var/lib/unanimous/log.sqlite \\
+    --participant east=http://east.internal:8081/unanimous --participant west=http://west.internal:8082/unanimous
+
+  unanimous serve --config /etc/unanimous.toml
+
+where /etc/unanimous.toml holds:
+  log = \"sqlite:/var/lib/unanimous/log.sqlite\"
+  listen = \"0.0.0.0:7070\"
+  retention = \"168h\"
+  log-format = \"json\"
+  [participants]
+  east = \"http://east.internal:8081/unanimous\"
+  west = \"http://west.internal:8082/unanimous\"
+
+Exit codes: 0 stopped as asked, 1 could not start, 2 wrong arguments, 3 fenced: another coordinator has its place.";
+
+/// The keys of the file, each with how it is written.
+const KEYS: [(&str, &str); 10] = [
+    ("log", "log = \"sqlite:/var/lib/unanimous/log.sqlite\""),
+    ("listen", "listen = \"127.0.0.1:7070\""),
+    ("admin-listen", "admin-listen = \"127.0.0.1:7071\""),
+    ("node", "node = 1"),
+    ("adopt-node", "adopt-node = [2]"),
+    ("force", "force = true"),
+    ("retention", "retention = \"168h\""),
+    ("grace", "grace = \"10s\""),
+    ("log-format", "log-format = \"json\""),
+    (
+        "participants",
+        "[participants]\neast = \"http://127.0.0.1:8081/unanimous\"",
+    ),
+];
+
+/// The file: the flags' names as keys. Texts are parsed later, so that what is wrong with one is said with its place.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
-    log: Option<String>,
+    log: Option<Spanned<String>>,
     listen: Option<SocketAddr>,
     admin_listen: Option<SocketAddr>,
-    node: Option<u16>,
-    #[serde(default)]
-    adopt_node: Vec<u16>,
+    node: Option<Spanned<u16>>,
+    adopt_node: Option<Spanned<Vec<u16>>>,
     #[serde(default)]
     force: bool,
-    retention: Option<String>,
-    grace: Option<String>,
+    retention: Option<Spanned<String>>,
+    grace: Option<Spanned<String>>,
+    log_format: Option<Spanned<String>>,
     #[serde(default)]
-    participants: BTreeMap<String, String>,
+    participants: BTreeMap<String, Spanned<String>>,
 }
 
 /// Settings that hold together.
@@ -147,6 +201,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Participants given at start.
     pub participants: BTreeMap<ParticipantName, Endpoint>,
+    /// How log lines are written.
+    pub log_format: LogFormat,
 }
 
 /// Where a decision log is.
@@ -277,12 +333,16 @@ pub enum InvalidSettings {
         #[source]
         cause: std::io::Error,
     },
-    /// The file is not what it should be; the cause shows the line.
-    #[error("the configuration file {path}:\n{cause}")]
+    /// The file is not what it should be. Its lines are not shown: they may hold a password.
+    #[error("{path}:{line}:{column}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// Counted from 1.
+        line: usize,
+        /// In characters, counted from 1.
+        column: usize,
+        /// What, and what to write instead.
         cause: String,
     },
     /// The decision log's URL is none.
@@ -307,20 +367,15 @@ impl Settings {
     /// # Errors
     /// When the file can not be read, or something in it is not what it should be.
     pub fn gather(args: ServeArgs) -> Result<Self, InvalidSettings> {
-        let path = args.config.unwrap_or_default();
-        let file = if path.as_os_str().is_empty() {
-            File::default()
-        } else {
-            read(&path)?
-        };
-        let in_file = |cause: String| InvalidSettings::File {
-            path: path.clone(),
-            cause,
+        let (read, file) = match args.config {
+            Some(path) if !path.as_os_str().is_empty() => Read::file(path)?,
+            Some(_) | None => (Read::default(), File::default()),
         };
         let mut participants = BTreeMap::new();
         for (name, url) in &file.participants {
-            let NamedEndpoint(name, endpoint) = named_endpoint(name, url)
-                .map_err(|error| in_file(format!("in [participants]: {error}")))?;
+            let named = named_endpoint(name, url.get_ref());
+            let NamedEndpoint(name, endpoint) =
+                named.map_err(|error| read.wrong(url, "participants", &error))?;
             participants.insert(name, endpoint);
         }
         let mut given = BTreeMap::new();
@@ -331,35 +386,34 @@ impl Settings {
             }
         }
         participants.extend(given);
-        let duration = |key: &str, text: Option<String>| {
-            text.map(|text| {
-                text.parse::<humantime::Duration>().map_err(|error| {
-                    in_file(format!(
-                        "{key} = {text:?}: {error}; write for example \"168h\""
-                    ))
-                })
-            })
-            .transpose()
-        };
-        let retention = args.retention.or(duration("retention", file.retention)?);
-        if let Some(short) = retention.filter(|kept| **kept < RETENTION_MIN) {
+        let retention_in_file = read.parse::<humantime::Duration>("retention", &file.retention)?;
+        let too_short = |kept: &humantime::Duration| **kept < RETENTION_MIN;
+        if let (Some(place), Some(short)) = (&file.retention, retention_in_file.filter(too_short)) {
+            let cause = InvalidSettings::RetentionTooShort(short);
+            return Err(read.wrong(place, "retention", &cause.to_string()));
+        }
+        let retention = args.retention.or(retention_in_file);
+        if let Some(short) = retention.filter(too_short) {
             return Err(InvalidSettings::RetentionTooShort(short));
         }
-        let grace = args.grace.or(duration("grace", file.grace)?);
-        let log_in_file = file
-            .log
-            .map(|text| {
-                text.parse()
-                    .map_err(|error| in_file(format!("log = {text:?}: {error}")))
-            })
-            .transpose()?;
-        if file.node == Some(0) || file.adopt_node.contains(&0) {
-            return Err(in_file(
-                "node = 0: nodes are numbered 1 to 65535".to_owned(),
-            ));
+        let grace = args.grace.or(read.parse("grace", &file.grace)?);
+        let log_format = args
+            .log_format
+            .or(read.parse("log-format", &file.log_format)?);
+        let log_in_file: Option<LogUrl> = read.parse("log", &file.log)?;
+        if let (Some(place), Some(LogUrl::Postgres(url))) = (&file.log, &log_in_file) {
+            let options = url.options();
+            options.map_err(|error| read.wrong(place, "log", &error.to_string()))?;
+        }
+        if let Some(place) = file.node.as_ref().filter(|node| *node.get_ref() == 0) {
+            return Err(read.wrong(place, "node", "nodes are numbered 1 to 65535"));
+        }
+        let zero = |nodes: &&Spanned<Vec<u16>>| nodes.get_ref().contains(&0);
+        if let Some(place) = file.adopt_node.as_ref().filter(zero) {
+            return Err(read.wrong(place, "adopt-node", "nodes are numbered 1 to 65535"));
         }
         let adopt = if args.adopt_node.is_empty() {
-            file.adopt_node
+            file.adopt_node.map(Spanned::into_inner).unwrap_or_default()
         } else {
             args.adopt_node
         };
@@ -370,7 +424,8 @@ impl Settings {
         if let LogUrl::Postgres(url) = &log {
             url.options()?;
         }
-        let node = Node(args.node.or(file.node).unwrap_or(1));
+        let in_file = file.node.map(Spanned::into_inner);
+        let node = Node(args.node.or(in_file).unwrap_or(1));
         let adopt: BTreeSet<_> = adopt.into_iter().map(Node).collect();
         if adopt.contains(&node) {
             return Err(InvalidSettings::AdoptsItself(node));
@@ -393,20 +448,103 @@ impl Settings {
             retention: retention.map_or(Duration::from_secs(168 * 3600), Into::into),
             grace: grace.map_or(Duration::from_secs(10), Into::into),
             participants,
+            log_format: log_format.unwrap_or_default(),
         })
     }
 }
 
-fn read(path: &PathBuf) -> Result<File, InvalidSettings> {
-    let text = std::fs::read_to_string(path).map_err(|cause| InvalidSettings::Unreadable {
-        path: path.clone(),
-        cause,
-    })?;
-    // The error shows the line and, for an unknown key, the known ones.
-    toml::from_str(&text).map_err(|error| InvalidSettings::File {
-        path: path.clone(),
-        cause: error.to_string(),
-    })
+/// A configuration file as text, to say where in it something is.
+#[derive(Default)]
+struct Read {
+    path: PathBuf,
+    text: String,
+}
+
+impl Read {
+    fn file(path: PathBuf) -> Result<(Self, File), InvalidSettings> {
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(cause) => return Err(InvalidSettings::Unreadable { path, cause }),
+        };
+        let read = Self { path, text };
+        let table = DeTable::parse(&read.text);
+        let table = table.map_err(|error| read.at(error.span(), error.message().to_owned()))?;
+        for key in table.get_ref().keys() {
+            if !KEYS.iter().any(|(known, _)| known == key.get_ref()) {
+                return Err(read.at(Some(key.span()), unknown_key(key.get_ref())));
+            }
+        }
+        let file = toml::from_str(&read.text).map_err(|error| {
+            let begins = error.span().map_or(0, |span| span.start);
+            let before = table.get_ref().keys();
+            let before = before.filter(|key| key.span().start <= begins);
+            let key = before.max_by_key(|key| key.span().start);
+            let key = key.map(|key| key.get_ref().to_string());
+            let cause = error.message().trim_end().to_owned();
+            read.at(error.span(), with_remedy(&cause, key.as_deref()))
+        })?;
+        Ok((read, file))
+    }
+
+    fn at(&self, span: Option<std::ops::Range<usize>>, cause: String) -> InvalidSettings {
+        let begins = span.map_or(0, |span| span.start);
+        let before = self.text.get(..begins).unwrap_or_default();
+        let line_begins = before.rfind('\n').map_or(0, |at| at + 1);
+        InvalidSettings::File {
+            path: self.path.clone(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_begins..].chars().count() + 1,
+            cause,
+        }
+    }
+
+    /// What is wrong with the value of this key.
+    fn wrong<T>(&self, value: &Spanned<T>, key: &str, cause: &str) -> InvalidSettings {
+        let cause = format!("{key}: {cause}");
+        self.at(Some(value.span()), with_remedy(&cause, Some(key)))
+    }
+
+    fn parse<T: FromStr<Err: fmt::Display>>(
+        &self,
+        key: &str,
+        value: &Option<Spanned<String>>,
+    ) -> Result<Option<T>, InvalidSettings> {
+        let parsed = value.as_ref().map(|value| {
+            let parsed = value.get_ref().parse();
+            parsed.map_err(|error: T::Err| self.wrong(value, key, &error.to_string()))
+        });
+        parsed.transpose()
+    }
+}
+
+fn with_remedy(cause: &str, key: Option<&str>) -> String {
+    let known = KEYS.iter().find(|(known, _)| Some(*known) == key);
+    match known {
+        Some((_, example)) => {
+            format!(
+                "{cause}; write for example: {}",
+                example.replace('\n', " then ")
+            )
+        }
+        None => cause.to_owned(),
+    }
+}
+
+fn unknown_key(key: &str) -> String {
+    let nearest = KEYS
+        .iter()
+        .map(|(known, _)| (strsim::damerau_levenshtein(key, known), known))
+        .min();
+    match nearest {
+        // Further away it is another word, and to name one would mislead.
+        Some((distance, known)) if distance <= known.len().max(key.len()) / 2 => {
+            format!("there is no key {key:?}; is {known:?} meant?")
+        }
+        _ => {
+            let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
+            format!("there is no key {key:?}; there are {}", known.join(", "))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -449,38 +587,133 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_file_is_refused_with_the_line_and_the_remedy() {
-        for (text, says) in [
+    fn a_wrong_file_is_refused_with_its_place_and_the_remedy() {
+        for (text, place, says) in [
             (
                 "lisen = \"127.0.0.1:1\"",
-                &["line 1", "lisen", "listen"][..],
+                "1:1",
+                &["\"lisen\"", "is \"listen\" meant?"][..],
             ),
-            ("\nlisten = 7", &["line 2", "listen"]),
-            ("retention = \"soon\"", &["retention", "168h"]),
-            ("retention = \"999ms\"", &["retention", "999ms", "1s"]),
-            ("node = 0", &["node", "1 to 65535"]),
             (
-                "log = \"mysql://x\"",
-                &["log", "sqlite:PATH", "postgres://"],
+                "node = 2\n  admin_listen = \"127.0.0.1:1\"",
+                "2:3",
+                &["is \"admin-listen\" meant?"],
             ),
-            ("log = \"postgres://h:port/\"", &["log", "postgres://USER"]),
+            (
+                "loglevel = 1",
+                "1:1",
+                &["\"loglevel\"", "there are log, listen,"],
+            ),
+            (
+                "colour = \"red\"",
+                "1:1",
+                &["\"colour\"", "there are log, listen,"],
+            ),
+            ("[server]\nlisten = \"127.0.0.1:1\"", "1:2", &["\"server\""]),
+            (
+                "\nlisten = 7",
+                "2:10",
+                &["integer `7`", "listen = \"127.0.0.1:7070\""],
+            ),
+            (
+                "listen = \"nowhere\"",
+                "1:10",
+                &["socket address", "listen = \"127.0.0.1:7070\""],
+            ),
+            ("listen = \"127.0.0.1:1", "1:", &["string"]),
+            ("node = 1\nnode = 2", "2:1", &["duplicate"]),
+            ("node = \"1\"", "1:8", &["node = 1"]),
+            ("node = 65536", "1:8", &["65536", "node = 1"]),
+            ("node = 0", "1:8", &["node", "1 to 65535"]),
+            (
+                "retention = \"soon\"",
+                "1:13",
+                &["retention", "retention = \"168h\""],
+            ),
+            ("retention = \"999ms\"", "1:13", &["999ms", "at least 1s"]),
+            (
+                "# é\n\n grace = \"1 parsec\"",
+                "3:10",
+                &["grace", "grace = \"10s\""],
+            ),
+            ("log-format = \"xml\"", "1:14", &["text or json"]),
+            (
+                "log = \"mysql://u:secret@x\"",
+                "1:7",
+                &["sqlite:PATH", "postgres://"],
+            ),
+            ("log = \"postgres://h:port/\"", "1:7", &["postgres://USER"]),
             (
                 "[participants]\nEast = \"http://h/\"",
-                &["participants", "East"],
+                "2:8",
+                &["East", "lower-case"],
             ),
             (
                 "[participants]\neast = \"ftp://h/\"",
-                &["participants", "east", "ftp"],
+                "2:8",
+                &["east", "ftp", "http"],
+            ),
+            (
+                "[participants]\neast = 7",
+                "2:8",
+                &["integer `7`", "[participants]"],
             ),
         ] {
             let error = file(text).unwrap_err().to_string();
-            for word in says {
+            let place = format!("unanimous.toml:{place}");
+            for word in says.iter().chain([&place.as_str()]) {
                 assert!(
                     error.contains(word),
                     "{text:?} gives {error:?}, without {word:?}"
                 );
             }
+            assert!(!error.contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn every_known_key_is_taken_as_its_example_writes_it() {
+        for (key, example) in KEYS {
+            assert!(file(example).is_ok(), "{key}");
+        }
+        let together: Vec<&str> = KEYS.iter().map(|(_, example)| *example).collect();
+        file(&together.join("\n")).unwrap();
+    }
+
+    #[test]
+    fn every_flag_of_serve_names_its_environment_variable_and_its_key_in_the_file() {
+        let serve = ServeArgs::augment_args(clap::Command::new("serve"));
+        let mut keys = 0;
+        for flag in serve
+            .get_arguments()
+            .filter(|flag| flag.get_id() != "config")
+        {
+            let long = flag.get_long().unwrap();
+            let help = flag.get_help().unwrap().to_string();
+            let environment = flag.get_env().unwrap().to_str().unwrap();
+            let (key, variable) = match long {
+                "participant" => ("table participants", "UNANIMOUS_PARTICIPANTS".to_owned()),
+                _ => (
+                    long,
+                    format!("UNANIMOUS_{}", long.replace('-', "_").to_uppercase()),
+                ),
+            };
+            assert_eq!(environment, variable);
+            assert!(help.contains(&format!("[file: {key}]")), "--{long}: {help}");
+            let key = key.trim_start_matches("table ");
+            assert!(KEYS.iter().any(|(known, _)| *known == key), "{key}");
+            keys += 1;
+        }
+        assert_eq!(keys, KEYS.len());
+    }
+
+    #[test]
+    fn the_file_that_the_help_shows_is_one() {
+        let (_, shown) = SERVE_EXAMPLES.split_once("holds:\n").unwrap();
+        let (shown, _) = shown.split_once("\n\n").unwrap();
+        let settings = file(shown).unwrap();
+        assert_eq!(settings.log_format, LogFormat::Json);
+        assert_eq!(settings.participants.len(), 2);
     }
 
     #[test]

@@ -20,4 +20,4 @@ pub mod courier;
 pub mod http;
 pub mod log;
 pub mod metrics;
-mod telemetry;
+pub mod telemetry;

@@ -49,8 +49,11 @@ async fn answer(
         } else {
             format!("/{uri}")
         });
-    if let Some(content_type) = request.headers().get("content-type") {
-        builder = builder.header(http::header::CONTENT_TYPE, content_type.as_bytes());
+    // Those that are read.
+    for name in ["content-type", "traceparent", "tracestate"] {
+        for value in request.headers().get_all(name) {
+            builder = builder.header(name, value.as_bytes());
+        }
     }
     match builder.body(body) {
         Ok(request) => convert(participant.answer(request).await),

@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
+use tracing::Instrument as _;
 use unanimous_protocol::{
     branch::{Answer, Event},
     id::{BranchId, ParticipantName, TransactionId},
     message::Reply,
+    trace::TraceContext,
     wire::{
         BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe, PROBLEM_JSON,
-        PrepareRequest, Problem, below_low_water_answer, vote_answer,
+        PrepareRequest, Problem, below_low_water_answer, parse_object, vote_answer,
     },
 };
 
@@ -24,6 +26,7 @@ use crate::{
     calls::Unanswered,
     intent_log::{self, After, LogError, Seen},
     participant::Participant,
+    traces,
 };
 
 /// Longest body that is read.
@@ -41,17 +44,19 @@ impl Participant {
     /// Answers one request. The path is what follows the participant's base URL (`/v1/prepare`), the body is whole; a
     /// server that does not read more than [`BODY_MAX`] bytes of a body passes on one byte more than that.
     pub async fn answer(&self, request: Request<Vec<u8>>) -> Response<Vec<u8>> {
-        let answered = self.route(&request).await;
+        let trace = traces::received(request.headers());
+        let span = tracing::error_span!("call", trace_id = %trace);
+        let answered = self.route(&request, &trace).instrument(span).await;
         answered.unwrap_or_else(|problem| render_problem(&problem))
     }
 
-    async fn route(&self, request: &Request<Vec<u8>>) -> Answered {
+    async fn route(&self, request: &Request<Vec<u8>>, trace: &TraceContext) -> Answered {
         let path = request.uri().path();
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match segments.as_slice() {
             ["v1", "prepare"] => {
                 allow(request, &Method::POST)?;
-                self.prepare(body(request)?).await
+                self.prepare(body(request)?, trace).await
             }
             ["v1", "commit"] => {
                 allow(request, &Method::POST)?;
@@ -86,7 +91,7 @@ impl Participant {
         }
     }
 
-    async fn prepare(&self, request: PrepareRequest) -> Answered {
+    async fn prepare(&self, request: PrepareRequest, trace: &TraceContext) -> Answered {
         let branch = BranchId {
             transaction: request.transaction,
             participant: request.participant.clone(),
@@ -95,6 +100,7 @@ impl Participant {
         self.shared
             .marks
             .hear(branch.transaction, request.low_water);
+        self.shared.traces.remember(&branch, trace);
         let answered = self.shared.run_prepare(request).await;
         let answer = answered.map_err(|why| self.problem(&branch, &why))?;
         render_answer(&branch, Some(answer))
@@ -284,7 +290,7 @@ fn body<T: DeserializeOwned>(request: &Request<Vec<u8>>) -> Result<T, Problem> {
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     // The reader's text names the member.
-    serde_json::from_slice(body).map_err(|error| invalid(&format!("the body: {error}")))
+    parse_object(body).map_err(|error| invalid(&format!("the body: {error}")))
 }
 
 fn invalid(what: &str) -> Problem {

@@ -12,10 +12,12 @@ use std::{
 };
 
 use tokio::{task::JoinSet, time::Instant};
+use tracing::Instrument as _;
 use unanimous_protocol::{
     branch::Event,
     id::BranchId,
     message::Inform,
+    trace::TraceContext,
     wire::{HttpAnswer, InquiryAnswer, read_inquiry},
 };
 
@@ -23,6 +25,7 @@ use crate::{
     calls::chain,
     intent_log::{self, After, LogError},
     participant::{Shared, StartError},
+    traces::traced,
 };
 
 /// Inquiries under way at the same time.
@@ -273,8 +276,11 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             asking.spawn(async move {
                 let inquiring = Arc::clone(&shared);
                 let asked = branch.clone();
-                let task =
-                    tokio::spawn(async move { inquire(&inquiring, &asked, before as usize).await });
+                let trace = shared.traces.of(&branch);
+                let span = tracing::error_span!("inquiry", trace_id = %trace);
+                let asking =
+                    async move { inquire(&inquiring, &asked, &trace, before as usize).await };
+                let task = tokio::spawn(asking.instrument(span));
                 (branch, task.await.unwrap_or(Told::NotYet))
             });
         }
@@ -329,7 +335,7 @@ async fn scan(
 }
 
 /// Asks each coordinator in turn, beginning with another one each time, until one of them knows.
-async fn inquire(shared: &Shared, branch: &BranchId, turn: usize) -> Told {
+async fn inquire(shared: &Shared, branch: &BranchId, trace: &TraceContext, turn: usize) -> Told {
     let coordinators = &shared.coordinators;
     for step in 0..coordinators.len() {
         let Some(coordinator) = coordinators.get((turn + step) % coordinators.len()) else {
@@ -338,7 +344,7 @@ async fn inquire(shared: &Shared, branch: &BranchId, turn: usize) -> Told {
         if !coordinator.may_be_asked(Instant::now()) {
             continue;
         }
-        match ask(shared, branch, coordinator).await {
+        match ask(shared, branch, trace, coordinator).await {
             InquiryAnswer::Informed(Inform::Pending) => {}
             InquiryAnswer::Informed(inform) => return settle(shared, branch, inform).await,
             InquiryAnswer::AskAgain(why) => {
@@ -358,13 +364,18 @@ async fn inquire(shared: &Shared, branch: &BranchId, turn: usize) -> Told {
     Told::NotYet
 }
 
-async fn ask(shared: &Shared, branch: &BranchId, coordinator: &Coordinator) -> InquiryAnswer {
+async fn ask(
+    shared: &Shared,
+    branch: &BranchId,
+    trace: &TraceContext,
+    coordinator: &Coordinator,
+) -> InquiryAnswer {
     // By the name in the branch's row (design rule 16). Neither it nor the id needs an escape.
     let url = coordinator.url(&format!(
         "/v1/transactions/{}/outcome?participant={}",
         branch.transaction, branch.participant
     ));
-    match shared.http.get(url).send().await {
+    match traced(shared.http.get(url), trace).send().await {
         Ok(response) => {
             coordinator.answered();
             let status = response.status().as_u16();

@@ -17,6 +17,7 @@ use unanimous_protocol::{
     id::{BranchId, ParticipantName, TransactionId},
     message::Session,
     record::WallMillis,
+    trace::TraceContext,
     wire::{BranchState, EnlistAnswer, EnlistRequest, Problem, Timestamp},
 };
 
@@ -27,6 +28,7 @@ use crate::{
     inquiry::{Coordinator, read_body},
     intent_log::{After, Seen},
     participant::{Participant, Shared},
+    traces::traced,
 };
 
 /// Work requests carry the transaction in this header.
@@ -118,6 +120,20 @@ impl Participant {
         &self,
         transaction: TransactionId,
     ) -> Result<InteractiveBranch, InteractiveError> {
+        let trace = TraceContext::begun(rand::random());
+        self.interactive_in_trace(transaction, &trace).await
+    }
+
+    /// As [`Self::interactive`], as a part of the trace that the work request belongs to: see
+    /// [`TraceContext::received`].
+    ///
+    /// # Errors
+    /// When the coordinator does not take it, or does not answer.
+    pub async fn interactive_in_trace(
+        &self,
+        transaction: TransactionId,
+        trace: &TraceContext,
+    ) -> Result<InteractiveBranch, InteractiveError> {
         let session = self
             .shared
             .sessions
@@ -129,7 +145,7 @@ impl Participant {
                 session,
             });
         }
-        let session = self.shared.enlist(transaction).await?;
+        let session = self.shared.enlist(transaction, trace).await?;
         Ok(InteractiveBranch {
             participant: self.clone(),
             transaction,
@@ -429,6 +445,7 @@ impl Shared {
     async fn enlist(
         self: &Arc<Self>,
         transaction: TransactionId,
+        trace: &TraceContext,
     ) -> Result<Session, InteractiveError> {
         let participant = self.name.clone();
         let mut ended = match self.sessions.enter(transaction) {
@@ -442,9 +459,9 @@ impl Shared {
             Some(Entered::Joined(ended)) => ended,
             Some(Entered::First(session, ends)) => {
                 let ended = ends.subscribe();
-                let shared = Arc::clone(self);
+                let (shared, trace) = (Arc::clone(self), trace.clone());
                 self.runtime.spawn(async move {
-                    let enlisted = shared.ask_to_enlist(transaction, session).await;
+                    let enlisted = shared.ask_to_enlist(transaction, session, &trace).await;
                     if let Err(NotEnlisted::Refused(_)) = enlisted {
                         shared.sessions.enlisting().remove(&transaction);
                     }
@@ -474,7 +491,12 @@ impl Shared {
 
     /// Asks the coordinators in turn, last those that did not answer the last time: only a transaction that nobody else
     /// runs waits for them.
-    async fn ask_to_enlist(&self, transaction: TransactionId, session: Session) -> Enlisted {
+    async fn ask_to_enlist(
+        &self,
+        transaction: TransactionId,
+        session: Session,
+        trace: &TraceContext,
+    ) -> Enlisted {
         let request = EnlistRequest {
             participant: self.name.clone(),
             operations: None,
@@ -485,7 +507,8 @@ impl Shared {
         coordinators.sort_by_key(|coordinator| coordinator.is_set_aside());
         let mut last = String::new();
         for coordinator in coordinators {
-            match self.enlist_at(coordinator, transaction, &request).await {
+            let asked = self.enlist_at(coordinator, transaction, &request, trace);
+            match asked.await {
                 Err(NotEnlisted::Unknown(why)) => last = why,
                 ended @ (Ok(_) | Err(NotEnlisted::Refused(_))) => return ended,
             }
@@ -498,11 +521,13 @@ impl Shared {
         coordinator: &Coordinator,
         transaction: TransactionId,
         request: &EnlistRequest,
+        trace: &TraceContext,
     ) -> Enlisted {
         let url = coordinator.url(&format!("/v1/transactions/{transaction}/branches"));
         // Read before the request leaves: the coordinator's clock ran on while it travelled.
         let asked_at = Instant::now();
-        let response = match self.http.post(url).json(request).send().await {
+        let asking = traced(self.http.post(url).json(request), trace);
+        let response = match asking.send().await {
             Ok(response) => response,
             Err(error) => {
                 coordinator.did_not_answer(Instant::now());

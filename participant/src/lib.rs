@@ -111,6 +111,12 @@
 //! commit. There, [`Participant::interactive`] enlists the branch and [`InteractiveBranch::add`] adds operations, which
 //! run at prepare.
 //!
+//! # Traces
+//!
+//! Calls about a transaction carry W3C Trace Context. What this crate logs while it serves one is inside a `tracing` span
+//! with the field `trace_id`, and what it asks of a coordinator goes out in the same trace. A service's own routes pass
+//! theirs on by [`Participant::interactive_in_trace`].
+//!
 //! # How it is built
 //!
 //! `branch` is the shell around the pure state machine of `unanimous-protocol`, inside one local transaction;
@@ -133,6 +139,7 @@ mod resource;
 mod running;
 mod schema;
 mod service;
+mod traces;
 mod tx;
 mod watched;
 
@@ -148,4 +155,7 @@ pub use crate::{
 // Their types are in this crate's signatures.
 pub use deadpool_postgres;
 pub use tokio_postgres;
-pub use unanimous_protocol::id::{InvalidId, ParticipantName, TransactionId};
+pub use unanimous_protocol::{
+    id::{InvalidId, ParticipantName, TransactionId},
+    trace::TraceContext,
+};

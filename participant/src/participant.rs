@@ -9,6 +9,7 @@ use tokio::{
     task::{AbortHandle, JoinError},
     time::Instant,
 };
+use tracing::Instrument as _;
 use unanimous_protocol::{
     branch::{Answer, Event},
     id::{BranchId, ParticipantName},
@@ -27,6 +28,7 @@ use crate::{
     running::Running,
     schema::{self, SchemaError},
     service::{Service, Typed},
+    traces::Traces,
 };
 
 /// A service that takes part in global transactions. Cheap to clone; once the last clone is gone, it no longer inquires.
@@ -47,6 +49,7 @@ pub(crate) struct Shared {
     pub(crate) keys: KeyWaiters,
     pub(crate) sessions: Sessions,
     pub(crate) marks: Marks,
+    pub(crate) traces: Traces,
     pub(crate) coordinators: Vec<Coordinator>,
     pub(crate) http: reqwest::Client,
     /// Outcomes found by inquiries are applied so many at a time: one fewer than the pool has connections, for the
@@ -322,6 +325,7 @@ impl Builder {
             keys: KeyWaiters::default(),
             sessions: Sessions::default(),
             marks: Marks::default(),
+            traces: Traces::default(),
             coordinators,
             http,
             settling: Semaphore::new(size - 1),
@@ -370,9 +374,8 @@ impl Shared {
     ) -> Result<Answer, Unanswered> {
         let arrived = Instant::now();
         let shared = Arc::clone(self);
-        let task = self
-            .runtime
-            .spawn(async move { shared.prepare(request, arrived).await });
+        let task = async move { shared.prepare(request, arrived).await };
+        let task = self.runtime.spawn(task.in_current_span());
         task.await.unwrap_or_else(died)
     }
 
@@ -383,9 +386,8 @@ impl Shared {
         event: Event,
     ) -> Result<Option<Answer>, Unanswered> {
         let shared = Arc::clone(self);
-        let task = self
-            .runtime
-            .spawn(async move { shared.event(&branch, event).await });
+        let task = async move { shared.event(&branch, event).await };
+        let task = self.runtime.spawn(task.in_current_span());
         task.await.unwrap_or_else(died)
     }
 }

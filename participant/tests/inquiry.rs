@@ -8,13 +8,14 @@ use std::{
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use serde_json::{Value, json};
 
-use crate::service::{NOWHERE, Service, id, note};
+use crate::service::{NOWHERE, Service, id, note, prepare_body};
 
 /// A coordinator that answers as the test says, and remembers what it was asked.
 #[derive(Clone)]
 pub(crate) struct Coordinator {
     pub(crate) url: String,
     asked: Arc<Mutex<Vec<String>>>,
+    traced: Arc<Mutex<Vec<[String; 2]>>>,
 }
 
 /// The path with its query, and the body.
@@ -27,14 +28,23 @@ impl Coordinator {
         let answer: Arc<Answering> = Arc::new(answer);
         let asked = Arc::<Mutex<Vec<String>>>::default();
         let remember = Arc::clone(&asked);
+        let traced = Arc::<Mutex<Vec<[String; 2]>>>::default();
+        let seen_traced = Arc::clone(&traced);
         let server = HttpServer::new(move || {
             let answer = Arc::clone(&answer);
             let remember = Arc::clone(&remember);
+            let traced = Arc::clone(&seen_traced);
             let serve = move |request: HttpRequest, body: web::Bytes| {
                 let asked = request.uri().to_string();
                 let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
                 let (status, text) = answer(&asked, &body);
                 remember.lock().unwrap().push(asked);
+                let headers = ["traceparent", "tracestate"].map(|name| {
+                    let value = request.headers().get(name);
+                    let text = value.and_then(|value| value.to_str().ok());
+                    text.unwrap_or_default().to_owned()
+                });
+                traced.lock().unwrap().push(headers);
                 let status = actix_web::http::StatusCode::from_u16(status).unwrap();
                 async move {
                     HttpResponse::build(status)
@@ -51,7 +61,12 @@ impl Coordinator {
         .unwrap();
         let url = format!("http://{}", server.addrs()[0]);
         tokio::spawn(server.run());
-        Self { url, asked }
+        Self { url, asked, traced }
+    }
+
+    /// `traceparent` and `tracestate` of each request.
+    pub(crate) fn traced(&self) -> Vec<[String; 2]> {
+        self.traced.lock().unwrap().clone()
     }
 
     /// Always the same outcome, with a correct echo.
@@ -292,4 +307,44 @@ async fn settle_beside_a_silent_coordinator(branches: i64) {
             .await,
         branches + 1
     );
+}
+
+#[tokio::test]
+async fn an_inquiry_belongs_to_the_trace_of_the_prepare_that_it_is_about() {
+    let coordinator = Coordinator::told("pending").await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| {
+        let builder = builder.coordinator(url);
+        builder.inquire_after(Duration::from_millis(1))
+    })
+    .await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let prepare = http::Request::post("/v1/prepare")
+        .header("content-type", "application/json")
+        .header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"))
+        .header("tracestate", "congo=t61rcWkgMzE")
+        .body(prepare_body(&id(1), note("a")).to_string().into_bytes())
+        .unwrap();
+    let voted = east.participant.answer(prepare).await;
+    assert_eq!(voted.status(), 200);
+    coordinator.asked_again(2).await;
+    let traced = coordinator.traced();
+    for [parent, state] in &traced {
+        assert!(parent.starts_with(&format!("00-{trace}-")), "{parent}");
+        assert!(parent.ends_with("-01"), "{parent}");
+        assert!(!parent.contains("b7ad6b7169203331"), "a parent of its own");
+        assert_eq!(state, "congo=t61rcWkgMzE");
+    }
+    assert_ne!(traced[0][0], traced[1][0]);
+    // Nothing but memory knows it: another life asks in a trace of its own.
+    let before = traced.len();
+    let url = coordinator.url.clone();
+    let _east = east.restart(|builder| builder.coordinator(url)).await;
+    coordinator.asked_again(1).await;
+    let [parent, state] = coordinator.traced()[before.max(1)..]
+        .last()
+        .unwrap()
+        .clone();
+    assert!(!parent.contains(trace) && !parent.is_empty(), "{parent}");
+    assert_eq!(state, "");
 }

@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use unanimous_participant::{InteractiveError, TransactionId};
+use unanimous_participant::{InteractiveError, TraceContext, TransactionId};
 
 use crate::{
     inquiry::Coordinator,
@@ -294,4 +294,27 @@ async fn a_transaction_that_takes_no_more_branches_takes_no_work() {
         matches!(error, InteractiveError::NoCoordinator { .. }),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn enlisting_belongs_to_the_trace_of_the_work_that_it_is_for() {
+    let (coordinator, _) = enlisting(20_000).await;
+    let url = coordinator.url.clone();
+    let east = Service::start_with(|builder| builder.coordinator(url)).await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let work = format!("00-{trace}-b7ad6b7169203331-01");
+    let work = TraceContext::received(&work, Some("congo=t61rcWkgMzE")).unwrap();
+    let participant = &east.participant;
+    let branch = participant.interactive_in_trace(transaction(1), &work);
+    branch.await.unwrap();
+    participant.interactive(transaction(2)).await.unwrap();
+    let traced = coordinator.traced();
+    let [[parent, state], [other, no_state]] = &traced[..] else {
+        panic!("{traced:?}")
+    };
+    assert!(parent.starts_with(&format!("00-{trace}-")), "{parent}");
+    assert!(!parent.contains("b7ad6b7169203331"), "a parent of its own");
+    assert_eq!(state, "congo=t61rcWkgMzE");
+    assert!(!other.is_empty() && !other.contains(trace), "{other}");
+    assert_eq!(no_state, "");
 }

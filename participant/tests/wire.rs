@@ -37,6 +37,11 @@ async fn what_is_not_asked_by_the_contract_is_refused_by_name() {
             .await
             .is_problem(400, "invalid-request");
     }
+    // The members' values in the order of our source are not the members.
+    let array = json!([id(1), "east", null]);
+    let answer = east.post("/v1/commit", &array).await;
+    answer.is_problem(400, "invalid-request");
+    assert_eq!(east.row(&id(1)).await, None);
     let answer = send(participant, "POST", "/v1/commit", json, b"{".to_vec()).await;
     answer.is_problem(400, "invalid-request");
     let answer = send(participant, "POST", "/v1/commit", None, Vec::new()).await;

@@ -69,4 +69,5 @@ pub mod message;
 pub mod operations;
 pub mod record;
 pub mod tally;
+pub mod trace;
 pub mod wire;

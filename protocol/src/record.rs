@@ -104,6 +104,17 @@ pub enum Outcome {
     Aborted,
 }
 
+impl Outcome {
+    /// The outcome as the wire spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
 /// Why a transaction aborted. `docs/API.md` section 1 explains the codes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -234,6 +245,15 @@ impl Verdict {
         match self {
             Self::Commit => Outcome::Committed,
             Self::Abort(_) => Outcome::Aborted,
+        }
+    }
+
+    /// Of an abort.
+    #[must_use]
+    pub fn reason(&self) -> Option<&AbortReason> {
+        match self {
+            Self::Commit => None,
+            Self::Abort(reason) => Some(reason),
         }
     }
 }

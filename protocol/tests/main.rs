@@ -6,6 +6,8 @@ mod branch;
 #[cfg(test)]
 mod coordinator;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod replies;

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     log::{Appends, Batch, Decided, DecisionLog, WriteError},
     metrics::Metrics,
+    telemetry::chain,
 };
 
 /// How long an unforced record waits for a decision write to ride with.
@@ -245,7 +246,7 @@ impl LogWriter {
                 self.metrics.log.unclear();
                 if self.failures == 0 {
                     warn!(
-                        error = %cause, decisions = batch.proposals.len(),
+                        error = %chain(&*cause), decisions = batch.proposals.len(),
                         "the decision log does not answer: the write is repeated until it does"
                     );
                 }
@@ -258,7 +259,7 @@ impl LogWriter {
                 // This life decides nothing more. What was proposed stays undecided here, whatever the log holds.
                 self.registry.do_send(LogRefused);
                 warn!(
-                    error = &refused as &dyn std::error::Error,
+                    error = %chain(&refused),
                     "the log takes no decision of this life"
                 );
             }
@@ -295,7 +296,7 @@ impl LogWriter {
             for (on_durable, standing) in proposers.into_iter().zip(standings) {
                 on_durable(standing.unwrap_or_else(|refused| {
                     error!(
-                        error = &refused as &dyn std::error::Error,
+                        transaction = %refused.transaction, error = %chain(&refused),
                         "a decision could not be stored"
                     );
                     Standing::Refused(refused.to_string())

@@ -27,6 +27,7 @@ use unanimous_protocol::{
     message::Inform,
     operations::Operations,
     record::{Header, IdempotencyKey, KeyClaim, Record, WallMillis},
+    trace::TraceContext,
     wire::BranchState,
 };
 
@@ -44,6 +45,7 @@ use crate::{
     courier::{Couriers, Http},
     log::{DecisionLog, LogError, View},
     metrics::Metrics,
+    telemetry::chain,
 };
 
 /// How often the life is held against the log (design rule 11). A read that has not returned by the next one counts as a
@@ -275,7 +277,7 @@ impl Registry {
             );
         }
         let transaction =
-            TransactionActor::begin(header, begin.timeout, begin.traceparent, links).start();
+            TransactionActor::begin(header, begin.timeout, begin.trace, links).start();
         for (participant, operations) in begin.branches {
             let enlist = Event::Enlist {
                 participant,
@@ -386,7 +388,7 @@ impl Registry {
         ctx: &mut Context<Self>,
     ) {
         let found = found.map_err(|error| {
-            unread(&error, &"idempotency keys");
+            unread(&error, None);
         });
         for (at, key) in keys.iter().enumerate() {
             let waiting = self.key_lookups.waiting.remove(key).unwrap_or_default();
@@ -478,7 +480,7 @@ impl Registry {
         ctx.spawn(remember.into_actor(self).map(|remembered, registry, ctx| {
             if let Err(error) = remembered {
                 error!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "that the log went back could not be remembered: do not start a coordinator on it before \
                      `unanimous log new-identity`"
                 );
@@ -539,12 +541,13 @@ async fn within<T>(
         .unwrap_or_else(|_| Err(silent()))
 }
 
-/// Something could not be read from the log.
-fn unread(error: &LogError, what: &dyn std::fmt::Display) {
+/// Something could not be read from the log: what became of a transaction, or who holds some keys.
+fn unread(error: &LogError, transaction: Option<TransactionId>) {
     match error {
-        LogError::Unavailable(cause) => {
-            warn!(%what, error = %cause, "the decision log does not answer")
-        }
+        LogError::Unavailable(cause) => warn!(
+            transaction = transaction.map(tracing::field::display), error = %chain(&**cause),
+            "the decision log does not answer"
+        ),
         LogError::Broken(cause) => broken(&**cause),
     }
 }
@@ -595,8 +598,8 @@ pub struct Begin {
     pub labels: std::collections::BTreeMap<String, String>,
     /// The client's key.
     pub key: Option<KeyClaim>,
-    /// W3C trace context, passed on to participants.
-    pub traceparent: Option<String>,
+    /// The trace that all its calls belong to.
+    pub trace: TraceContext,
 }
 
 /// What became of a [`Begin`].
@@ -675,7 +678,7 @@ impl Handler<Find> for Registry {
                 .map(move |read, registry, _| match read {
                     Ok(view) => registry.judge(question, view),
                     Err(error) => {
-                        unread(&error, &id);
+                        unread(&error, Some(id));
                         Found::LogUnavailable
                     }
                 }),
@@ -819,9 +822,10 @@ impl Handler<Suspect> for Registry {
                     registry.report_condition(ctx);
                 }
                 Ok(_) => {}
-                Err(error) => {
-                    warn!(%branch, %error, "a branch of a newer epoch could not be looked at")
-                }
+                Err(error) => warn!(
+                    transaction = %branch.transaction, participant = %branch.participant, error,
+                    "a branch of a newer epoch could not be looked at"
+                ),
             }
         }));
     }

@@ -14,6 +14,7 @@ use unanimous_protocol::{
     message::{Inform, RequestKind, Session},
     operations::Operations,
     record::{Decision, Header, Record},
+    trace::TraceContext,
     wire::{EnlistAnswer, Milestones, TransactionView},
 };
 
@@ -100,7 +101,7 @@ pub struct TransactionActor {
     progress: Progress,
     waiters: Vec<(Until, oneshot::Sender<TransactionView>)>,
     enlist_answer: Option<Result<Enlisted, EnlistRefused>>,
-    traceparent: Option<String>,
+    trace: TraceContext,
     decision_logged: bool,
 }
 
@@ -110,7 +111,7 @@ impl TransactionActor {
     pub fn begin(
         header: Arc<Header>,
         timeout: Duration,
-        traceparent: Option<String>,
+        trace: TraceContext,
         links: Links,
     ) -> Self {
         let mut owed = Vec::new();
@@ -127,11 +128,11 @@ impl TransactionActor {
             links,
             Some(Instant::now() + timeout),
             progress,
-            traceparent,
+            trace,
         )
     }
 
-    /// A transaction of an unfinished record.
+    /// A transaction of an unfinished record. The record does not say which trace it belonged to: it goes on in a new one.
     #[must_use]
     pub fn recover(record: Record, links: Links) -> Self {
         let mut owed = Vec::new();
@@ -141,7 +142,8 @@ impl TransactionActor {
             key_released: true,
             ..Progress::default()
         };
-        let mut actor = Self::new(record.header, machine, owed, links, None, progress, None);
+        let trace = TraceContext::begun(rand::random());
+        let mut actor = Self::new(record.header, machine, owed, links, None, progress, trace);
         actor.milestones.decided_at = Some(record.decided_at);
         // By an earlier life; its branches are told again.
         actor.decision_logged = true;
@@ -155,7 +157,7 @@ impl TransactionActor {
         links: Links,
         deadline: Option<Instant>,
         progress: Progress,
-        traceparent: Option<String>,
+        trace: TraceContext,
     ) -> Self {
         Self {
             header,
@@ -169,7 +171,7 @@ impl TransactionActor {
             progress,
             waiters: Vec::new(),
             enlist_answer: None,
-            traceparent,
+            trace,
             decision_logged: false,
         }
     }
@@ -235,7 +237,7 @@ impl TransactionActor {
                     deadline: self.deadline.filter(|_| kind == RequestKind::Prepare),
                     begun_at_ms: self.header.created_at.0,
                     low_water: self.links.low_water.for_call_about(self.id()),
-                    traceparent: self.traceparent.clone(),
+                    trace: self.trace.clone(),
                     on_done,
                 });
             }
@@ -294,28 +296,28 @@ impl TransactionActor {
     }
 
     fn raise(&self, alarm: Alarm) {
-        let transaction = self.id();
+        let (transaction, trace_id) = (self.id(), &self.trace);
         match &alarm {
             Alarm::VoteLost(participant) => error!(
-                %transaction, %participant,
+                %transaction, %participant, %trace_id,
                 "a branch of a committed transaction answers vote-lost: its database may have lost a promise; the \
                  transaction stays committing until an operator resolves it"
             ),
             Alarm::OutcomeDiffers(participant) => error!(
-                %transaction, %participant,
+                %transaction, %participant, %trace_id,
                 "a branch answers outcome-differs: it ended the other way; the transaction stays unfinished until an \
                  operator resolves it"
             ),
             Alarm::VoteChanged(participant) => error!(
-                %transaction, %participant,
+                %transaction, %participant, %trace_id,
                 "a branch took back its yes: its database may have lost a promise"
             ),
             Alarm::BelowLowWater(participant) => error!(
-                %transaction, %participant,
+                %transaction, %participant, %trace_id,
                 "a participant refused a live prepare as below its low-water mark: the log may have gone back"
             ),
             Alarm::DecisionContradicted => error!(
-                %transaction,
+                %transaction, %trace_id,
                 "the log holds a commit of a transaction that this coordinator aborted: its branches need an operator"
             ),
         }
@@ -379,7 +381,17 @@ impl TransactionActor {
         };
         let since_begin = self.begun.map(|begun| begun.elapsed());
         self.links.metrics.decided(&decision.verdict, since_begin);
-        info!(transaction = %self.id(), verdict = ?decision.verdict, "decided");
+        let (transaction, trace_id) = (self.id(), &self.trace);
+        let outcome = decision.verdict.outcome().as_str();
+        let reason = decision.verdict.reason();
+        let participant = reason.and_then(|reason| reason.participant.as_ref());
+        info!(
+            %transaction, %trace_id, outcome,
+            participant = participant.map(tracing::field::display),
+            reason = reason.map(|reason| reason.code.as_str()),
+            detail = reason.and_then(|reason| reason.detail.as_deref()),
+            "decided"
+        );
     }
 }
 

@@ -15,8 +15,8 @@ use crate::{
 const FENCED: u8 = 3;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let _logging = telemetry::start();
     let settings = Settings::gather(args)?;
+    let _logging = telemetry::start(settings.log_format);
     actix::System::new().block_on(async {
         let Some(app) = App::build(&settings).await? else {
             return Ok(ExitCode::SUCCESS);

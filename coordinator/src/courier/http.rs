@@ -161,11 +161,12 @@ impl Transport for Http {
         let mut request = self
             .client
             .request(Method::POST, to.route(&format!("/v1/{}", kind.as_str())))
-            .header(header::CONTENT_TYPE, "application/json");
-        let traceparent = call.traceparent.as_deref();
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("traceparent", call.trace.traceparent(rand::random()));
+        let state = call.trace.tracestate();
         // Tracing never is the reason that a call fails: what is no header is left out.
-        if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::from_str(text).ok()) {
-            request = request.header("traceparent", traceparent);
+        if let Some(state) = state.and_then(|text| HeaderValue::from_str(text).ok()) {
+            request = request.header("tracestate", state);
         }
         async move {
             let body = match body {

@@ -37,6 +37,7 @@ use unanimous_protocol::{
     coordinator::Pace,
     id::{BranchId, TransactionId},
     message::{Delivery, Reply, Request},
+    trace::TraceContext,
 };
 
 pub use backoff::Backoff;
@@ -65,8 +66,8 @@ pub struct Call {
     pub begun_at_ms: i64,
     /// The low-water mark to tell the participant (design rule 15).
     pub low_water: Option<TransactionId>,
-    /// The trace that this call belongs to, as W3C Trace Context spells it.
-    pub traceparent: Option<String>,
+    /// The trace that this call belongs to. Each attempt is a parent of its own in it.
+    pub trace: TraceContext,
     /// Takes the report, exactly once, unless the call is withdrawn unsent. It is dropped then:
     /// - a prepare when a commit or abort of its branch is sent, or, from attempt 2 on, when it could not leave by its
     ///   deadline (the transaction's own deadline aborts it). A first attempt that could not leave is reported as

@@ -447,7 +447,7 @@ impl Queue {
                 remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
                 begun_at_ms: call.begun_at_ms,
                 low_water: call.low_water,
-                traceparent: call.traceparent,
+                trace: call.trace,
             },
             timeout,
             on_done: call.on_done,

@@ -4,6 +4,7 @@ use futures_util::future::BoxFuture;
 use unanimous_protocol::{
     id::{BranchId, TransactionId},
     message::{Delivery, Reply, Request},
+    trace::TraceContext,
 };
 
 use super::Endpoint;
@@ -21,8 +22,8 @@ pub struct Outgoing {
     pub begun_at_ms: i64,
     /// See [`super::Call::low_water`].
     pub low_water: Option<TransactionId>,
-    /// See [`super::Call::traceparent`].
-    pub traceparent: Option<String>,
+    /// See [`super::Call::trace`].
+    pub trace: TraceContext,
 }
 
 /// How a call ended. A [`Delivery`] with one thing more: whether anybody was there.

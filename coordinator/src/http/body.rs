@@ -11,7 +11,9 @@ use actix_web::{
 };
 use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
-use unanimous_protocol::{id::TransactionId, record::IdempotencyKey, wire::Object};
+use unanimous_protocol::{
+    id::TransactionId, record::IdempotencyKey, trace::TraceContext, wire::Object,
+};
 
 use super::problem::ApiProblem;
 
@@ -181,14 +183,20 @@ pub fn idempotency_key(request: &HttpRequest) -> Result<Option<IdempotencyKey>, 
         .map_err(|error| ApiProblem::InvalidRequest(format!("Idempotency-Key: {error}")))
 }
 
-/// The W3C trace context of the request, if it has one that may be passed on: the header's own form, no more.
-pub fn traceparent(request: &HttpRequest) -> Option<String> {
-    let value = request.headers().get("traceparent")?.to_str().ok()?;
-    let fits = value.len() <= 256
-        && value
-            .bytes()
-            .all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    fits.then(|| value.to_owned())
+/// The trace that the request belongs to; a new one where it names none, or names it in a form that is none.
+pub fn trace(request: &HttpRequest) -> TraceContext {
+    let text = |name| {
+        let values = request.headers().get_all(name);
+        let texts: Option<Vec<&str>> = values.map(|value| value.to_str().ok()).collect();
+        texts.filter(|texts| !texts.is_empty())
+    };
+    let received = || {
+        let parents = text("traceparent")?;
+        let [parent] = parents[..] else { return None };
+        let state = text("tracestate").map(|states| states.join(","));
+        TraceContext::received(parent, state.as_deref())
+    };
+    received().unwrap_or_else(|| TraceContext::begun(rand::random()))
 }
 
 /// Text of the client's for an error message.

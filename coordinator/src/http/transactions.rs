@@ -83,7 +83,7 @@ pub async fn begin(
         commit,
         labels: body.labels.unwrap_or_default().0,
         key: claim,
-        traceparent: body::traceparent(&request),
+        trace: body::trace(&request),
     };
     let wait = body.wait.unwrap_or_default();
     let until = Instant::now() + waiting_time(body.wait_ms, Some(timeout));

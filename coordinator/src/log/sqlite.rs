@@ -243,7 +243,7 @@ impl SqliteLog {
         {
             // All that was promised is in the WAL already.
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %crate::telemetry::chain(&error),
                 "closing the decision log"
             );
         }
@@ -554,7 +554,7 @@ impl Core {
             // The WAL grows until a later one succeeds; what is in it is durable.
             Err(LogError::Unavailable(cause)) => {
                 tracing::warn!(
-                    error = &*cause as &dyn std::error::Error,
+                    error = %crate::telemetry::chain(&*cause),
                     "checkpoint put off"
                 );
             }
@@ -989,8 +989,8 @@ async fn append(
 ) -> Result<(), LogError> {
     for (row, inserted) in rows.iter().zip(insert(connection, rows).await?) {
         if let Inserted::Refused(cause) = inserted {
-            let cause = &*cause as &dyn std::error::Error;
-            tracing::error!(transaction = %row.id, error = cause, "an unforced record was refused");
+            let error = crate::telemetry::chain(&*cause);
+            tracing::error!(transaction = %row.id, %error, "an unforced record was refused");
         }
     }
     if finishes != "[]" {
@@ -1010,7 +1010,7 @@ fn encoded(appends: &Appends) -> Result<(Vec<Row>, String), LogError> {
             Ok(row) => rows.push(row),
             Err(refused) => tracing::error!(
                 transaction = %refused.transaction,
-                error = &*refused.cause as &dyn std::error::Error,
+                error = %crate::telemetry::chain(&*refused.cause),
                 "an unforced record was refused"
             ),
         }

@@ -12,11 +12,37 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 /// A bank that takes part in atomic transactions across services.
+///
+/// It holds accounts in a Postgres database of its own and takes the operations `{"kind": "debit", "account": 7, "amount":
+/// 100}` and `credit`. The example to copy for a service of your own, and what the demo and the tests run.
 #[derive(Debug, Parser)]
-#[command(name = "bank", version)]
+#[command(name = "bank", version, after_help = EXAMPLES)]
 struct CommandLine {
+    /// How the log lines on standard error are written: text, or json, an object in each line
+    #[arg(
+        long,
+        env = "BANK_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        global = true
+    )]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  bank init  --database-url postgres://me:secret@localhost/east --accounts 100 --balance 1000
+  bank serve --name east --database-url postgres://me:secret@localhost/east --coordinator http://127.0.0.1:7070
+  curl -sS http://127.0.0.1:8081/accounts/7";
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum LogFormat {
+    #[default]
+    Text,
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -29,13 +55,13 @@ enum Command {
 
 #[derive(clap::Args, Debug)]
 struct InitOptions {
-    /// The bank's own database: postgres://user@host/name
-    #[arg(long, env = "BANK_DATABASE_URL")]
+    /// The bank's own database, which must exist: postgres://user:password@host:port/name
+    #[arg(long, env = "BANK_DATABASE_URL", hide_env_values = true)]
     database_url: server::DatabaseUrl,
-    /// How many accounts
+    /// How many accounts, at most 10000000
     #[arg(long, env = "BANK_ACCOUNTS", value_parser = clap::value_parser!(i64).range(0..=10_000_000))]
     accounts: i64,
-    /// What each of them holds
+    /// What each of them holds at first, in whole units
     #[arg(long, env = "BANK_BALANCE", value_parser = clap::value_parser!(i64).range(0..=bank::BALANCE_MAX))]
     balance: i64,
 }
@@ -45,11 +71,13 @@ struct InitOptions {
 pub fn run() -> ExitCode {
     let command_line = CommandLine::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+        .with_writer(std::io::stderr);
+    match command_line.log_format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
     // A service that is half alive is worse than one that is started again: what it promised is in its database.
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(%panic, "the bank panicked and ends");
@@ -78,6 +106,30 @@ pub fn run() -> ExitCode {
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_says_what_it_is_and_names_its_environment_variable() {
+        let command = CommandLine::command();
+        command.clone().debug_assert();
+        for command in command.get_subcommands() {
+            for flag in command.get_arguments() {
+                let name = flag.get_id();
+                assert!(flag.get_help().is_some(), "{name}");
+                let variable = flag.get_env().and_then(|name| name.to_str());
+                assert!(
+                    variable.is_some_and(|name| name.starts_with("BANK_")),
+                    "{name}"
+                );
+            }
         }
     }
 }

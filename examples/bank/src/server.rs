@@ -22,11 +22,12 @@ const READERS: usize = 4;
 /// How to serve.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// The participant's name, as the coordinator has it registered
+    /// The participant's name, as the coordinator has it registered. It is registered there with the base URL
+    /// `http://HOST:PORT/unanimous`
     #[arg(long, env = "BANK_NAME")]
     name: String,
-    /// The bank's own database: postgres://user@host/name
-    #[arg(long, env = "BANK_DATABASE_URL")]
+    /// The bank's own database, as `bank init` made it: postgres://user:password@host:port/name
+    #[arg(long, env = "BANK_DATABASE_URL", hide_env_values = true)]
     database_url: DatabaseUrl,
     /// Where to listen; port 0 takes a free one, and the line `ready listen=…` tells which
     #[arg(long, env = "BANK_LISTEN", default_value = "127.0.0.1:8081")]
@@ -34,7 +35,7 @@ pub struct Options {
     /// A coordinator to ask about branches in doubt; several by repeating it, or separated by commas
     #[arg(long, env = "BANK_COORDINATOR", required = true, value_delimiter = ',')]
     coordinator: Vec<String>,
-    /// Connections of the participant's pool
+    /// Connections of the participant's pool, at least 3: prepares use all but two, which are for commits and aborts
     #[arg(long, env = "BANK_CONNECTIONS", default_value_t = 12)]
     connections: usize,
 }

@@ -12,6 +12,8 @@ mod demo;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod outage;
 #[cfg(test)]
 mod pages;
@@ -27,5 +29,7 @@ mod support;
 mod takeover;
 #[cfg(test)]
 mod tls;
+#[cfg(test)]
+mod traces;
 #[cfg(test)]
 mod trouble;

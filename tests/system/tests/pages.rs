@@ -16,8 +16,8 @@ use crate::support::page::{Block, Shell, Shows, blocks, substituted};
 /// How a block is run that does not end by itself, or is not run.
 #[derive(Clone, Copy, Debug)]
 enum Treated {
-    /// It runs until the reader ends it; what comes next waits until all of its servers are ready.
-    Serves,
+    /// It runs until the reader ends it; what comes next waits until these say that they are ready.
+    Serves(&'static [&'static str]),
     /// Not run, for this reason.
     Exempt(&'static str),
 }
@@ -28,18 +28,33 @@ type Known = &'static [(&'static str, Treated)];
 /// The set-up of `README.md`, which the other pages build on.
 const BY_HAND: &str = "cargo build --workspace --bins";
 
+/// Its servers.
+const READY: &[&str] = &[
+    "http://127.0.0.1:7071/readyz",
+    "http://127.0.0.1:8081/readyz",
+    "http://127.0.0.1:8082/readyz",
+];
+
+const OPERATIONS: Known = &[(
+    "unanimous serve --log postgres://",
+    Treated::Serves(&["http://127.0.0.1:7081/readyz"]),
+)];
+
 const README: Known = &[
     (
         "make demo",
         Treated::Exempt("a test of its own runs the demo, and `make test` runs this one"),
     ),
-    (BY_HAND, Treated::Serves),
+    (BY_HAND, Treated::Serves(READY)),
 ];
 
-fn page(name: &str) -> Vec<Block> {
+fn read_page(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let text = std::fs::read_to_string(root.join(name)).expect("the page is there");
-    let blocks = blocks(&text);
+    std::fs::read_to_string(root.join(name)).expect("the page is there")
+}
+
+fn page(name: &str) -> Vec<Block> {
+    let blocks = blocks(&read_page(name));
     assert!(!blocks.is_empty(), "{name} has nothing to type");
     blocks
 }
@@ -67,6 +82,8 @@ impl Surroundings {
             ),
             ("7070", port()),
             ("7071", port()),
+            ("7080", port()),
+            ("7081", port()),
             ("8081", port()),
             ("8082", port()),
         ];
@@ -76,8 +93,10 @@ impl Surroundings {
             ("UNANIMOUS_ADMIN_LISTEN", "127.0.0.1:7071"),
         ]
         .map(|(name, address)| (name, substituted(address, &elsewhere)));
+        let mut shell = Shell::start(&environment);
+        shell.install("unanimous", BINARY);
         Self {
-            shell: Shell::start(&environment),
+            shell,
             elsewhere,
             _cluster: cluster,
         }
@@ -87,13 +106,9 @@ impl Surroundings {
         substituted(text, &self.elsewhere)
     }
 
-    async fn are_ready(&self) {
+    async fn are_ready(&self, urls: &[&str]) {
         let client = client();
-        for url in [
-            "http://127.0.0.1:7071/readyz",
-            "http://127.0.0.1:8081/readyz",
-            "http://127.0.0.1:8082/readyz",
-        ] {
+        for url in urls {
             let url = self.here(url);
             until(&format!("{url} answers"), SOON, async || {
                 let answer = client.get(&url).send().await?;
@@ -118,9 +133,9 @@ impl Surroundings {
                 .find(|(begins, _)| block.text.starts_with(begins));
             match treated {
                 Some((_, Treated::Exempt(reason))) => assert!(!reason.is_empty()),
-                Some((_, Treated::Serves)) => {
+                Some((_, Treated::Serves(urls))) => {
                     self.shell.serve(&self.here(&block.text));
-                    self.are_ready().await;
+                    self.are_ready(urls).await;
                 }
                 None => wrong.extend(self.run_one(&place, block).await.err()),
             }
@@ -148,8 +163,8 @@ impl Surroundings {
         let blocks = page("README.md");
         let by_hand = blocks.iter().find(|block| block.text.starts_with(BY_HAND));
         let by_hand = by_hand.expect("the page says how").clone();
-        self.run("README.md", &[by_hand], &[(BY_HAND, Treated::Serves)])
-            .await;
+        let known: Known = &[(BY_HAND, Treated::Serves(READY))];
+        self.run("README.md", &[by_hand], known).await;
     }
 }
 
@@ -168,4 +183,26 @@ async fn every_example_of_the_api_page_is_answered_as_it_shows() {
     surroundings
         .run("docs/API.md", &page("docs/API.md"), &[])
         .await;
+}
+
+#[tokio::test]
+async fn an_operators_commands_do_what_the_page_says() {
+    let mut surroundings = Surroundings::new().await;
+    surroundings.set_up_by_hand().await;
+    let name = "docs/OPERATIONS.md";
+    surroundings.run(name, &page(name), OPERATIONS).await;
+}
+
+/// What is described before it is built.
+const UNBUILT: [&str; 1] = ["GET /v1/events"];
+
+#[test]
+fn every_route_of_the_api_page_has_an_example() {
+    let text = read_page("docs/API.md");
+    for section in text.split("\n### ").skip(1) {
+        let (route, rest) = section.split_once('\n').unwrap();
+        let rest = rest.split("\n## ").next().unwrap_or_default();
+        let has_example = rest.contains("\n```sh\n") && rest.contains("\n```http\n");
+        assert_ne!(has_example, UNBUILT.contains(&route), "{route}");
+    }
 }

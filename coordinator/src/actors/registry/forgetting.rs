@@ -11,7 +11,7 @@ use tracing::{debug, error, warn};
 use unanimous_protocol::{life::Standing, record::WallMillis};
 
 use super::Registry;
-use crate::{actors::wall_clock, log::WriteError};
+use crate::{actors::wall_clock, log::WriteError, telemetry::chain};
 
 /// Records in one write. Some milliseconds of the log's time.
 const BATCH: u32 = 256;
@@ -56,7 +56,7 @@ impl Registry {
                 }
             }
             Err(WriteError::Unavailable(cause)) => {
-                warn!(error = %cause, "what is due could not be forgotten: it is tried again");
+                warn!(error = %chain(&*cause), "what is due could not be forgotten: it is tried again");
                 registry.forgetting = false;
             }
             Err(WriteError::Fenced(_) | WriteError::WentBack(_)) => {
@@ -64,7 +64,7 @@ impl Registry {
                 registry.observe(ctx);
             }
             Err(WriteError::Broken(cause)) => {
-                error!(error = %cause, "the decision log can not be trusted any more: the process ends");
+                error!(error = %chain(&*cause), "the decision log can not be trusted any more: the process ends");
                 std::process::abort();
             }
         }));

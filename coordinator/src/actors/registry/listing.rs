@@ -67,7 +67,7 @@ impl Handler<History> for Registry {
             let read = within(READ_MAX, log.history(&filter, after, limit)).await;
             read.inspect_err(|error| {
                 warn!(
-                    error = error as &dyn std::error::Error,
+                    error = %crate::telemetry::chain(error),
                     "the history could not be read"
                 );
             })

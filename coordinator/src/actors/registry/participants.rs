@@ -14,6 +14,7 @@ use crate::{
     actors::transaction::{IsInUse, TransactionActor},
     courier::{Couriers, Endpoint, Http},
     log::{Removal, WriteError},
+    telemetry::chain,
 };
 
 /// Between two attempts to learn who answers at an address; participants may start after their coordinator.
@@ -201,11 +202,11 @@ impl Registry {
     fn not_written(&mut self, error: WriteError, ctx: &mut Context<Self>) {
         match error {
             WriteError::Unavailable(cause) => {
-                warn!(error = %cause, "a change of a participant may not have been written");
+                warn!(error = %chain(&*cause), "a change of a participant may not have been written");
             }
             WriteError::Fenced(_) | WriteError::WentBack(_) => self.observe(ctx),
             WriteError::Broken(cause) => {
-                error!(error = %cause, "the decision log can not be trusted any more: the process ends");
+                error!(error = %chain(&*cause), "the decision log can not be trusted any more: the process ends");
                 std::process::abort();
             }
         }

@@ -8,6 +8,7 @@ use tokio::{
 };
 use unanimous_protocol::{
     message::{Refusal, RefusalCode},
+    trace::TraceContext,
     wire::BranchState,
 };
 
@@ -148,7 +149,7 @@ fn outgoing(kind: RequestKind) -> Outgoing {
         remaining_ms: 1234,
         begun_at_ms: 99,
         low_water: None,
-        traceparent: None,
+        trace: TraceContext::begun(1),
     }
 }
 
@@ -184,16 +185,19 @@ async fn the_three_calls_are_as_the_contract_says_and_operations_go_to_the_lette
             session: Some("s-1".parse().unwrap()),
         }),
         low_water: Some(transaction(0)),
-        traceparent: Some("00-aa-bb-01".into()),
+        trace: TraceContext::received(
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            Some("rojo=00f067aa0ba902b7"),
+        )
+        .unwrap(),
         ..outgoing(Ask)
     };
     let call = http.call(&stub.endpoint, prepare).await;
     assert_eq!(call, heard(Ask));
-    let broken_trace = Outgoing {
-        traceparent: Some("line\nbreak".into()),
-        ..outgoing(Commit)
-    };
-    assert_eq!(http.call(&stub.endpoint, broken_trace).await, heard(Commit));
+    assert_eq!(
+        http.call(&stub.endpoint, outgoing(Commit)).await,
+        heard(Commit)
+    );
     assert_eq!(
         http.call(&stub.endpoint, outgoing(Abort)).await,
         heard(Abort)
@@ -212,7 +216,8 @@ async fn the_three_calls_are_as_the_contract_says_and_operations_go_to_the_lette
         "{prepare}"
     );
     assert!(
-        prepare.contains("traceparent: 00-aa-bb-01\r\n"),
+        prepare.contains("traceparent: 00-0af7651916cd43dd8448eb211c80319c-")
+            && prepare.contains("tracestate: rojo=00f067aa0ba902b7\r\n"),
         "{prepare}"
     );
     assert!(
@@ -225,7 +230,7 @@ async fn the_three_calls_are_as_the_contract_says_and_operations_go_to_the_lette
         commit.starts_with("POST /unanimous/v1/commit HTTP/1.1\r\n"),
         "{commit}"
     );
-    assert!(!commit.contains("traceparent"), "{commit}");
+    assert!(!commit.contains("tracestate"), "{commit}");
     for body in [commit, abort] {
         assert!(body.ends_with(&format!(
             r#"{{"transaction":"{one}","participant":"east"}}"#
@@ -435,7 +440,7 @@ async fn a_cut_call_is_unknown_and_its_connection_is_dropped() {
         deadline: None,
         begun_at_ms: 0,
         low_water: None,
-        traceparent: None,
+        trace: TraceContext::begun(1),
         on_done: Box::new(move |delivery| report.send(delivery).unwrap()),
     });
     let delivery = reported.await.unwrap();

@@ -17,6 +17,7 @@ use unanimous_protocol::{
     id::{BranchId, Epoch, LogIdentity, Node, ParticipantName, Prefix, Sequence, TransactionId},
     message::{Delivery, Prepare, Reply, Request, RequestKind, Vote},
     operations::Operations,
+    trace::TraceContext,
 };
 
 use super::{Call, Couriers, Ended, Endpoint, Limits, Outgoing, Transport};
@@ -185,7 +186,7 @@ impl Office {
             deadline: None,
             begun_at_ms: 0,
             low_water: None,
-            traceparent: None,
+            trace: TraceContext::begun(1),
             on_done: Box::new(move |delivery| {
                 reported.lock().unwrap().push(Reported {
                     at: began.elapsed(),

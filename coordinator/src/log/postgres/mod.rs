@@ -592,7 +592,7 @@ impl Riding {
 }
 
 fn lost(transaction: TransactionId, cause: &(dyn std::error::Error + 'static)) {
-    tracing::error!(%transaction, error = cause, "an unforced record was refused");
+    tracing::error!(%transaction, error = %crate::telemetry::chain(cause), "an unforced record was refused");
 }
 
 /// What became of one proposal.

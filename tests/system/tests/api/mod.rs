@@ -7,6 +7,7 @@ mod list;
 mod metrics;
 mod outcome;
 mod participants;
+mod raw;
 mod requests;
 mod retention;
 mod settle;

@@ -6,6 +6,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
@@ -81,6 +82,11 @@ pub(crate) fn substituted(text: &str, elsewhere: &[(&str, String)]) -> String {
         })
 }
 
+/// Where a shell's own programs are.
+fn programs(directory: &TempDir) -> PathBuf {
+    directory.path().join(".programs")
+}
+
 /// What a block printed.
 #[derive(Debug)]
 pub(crate) struct Ran {
@@ -106,8 +112,10 @@ impl Shell {
         assert!(made.expect("there is mkfifo").success());
         // For reading too: a pipe that only one side has opened makes it wait for the other.
         let commands = OpenOptions::new().read(true).write(true).open(&pipe);
+        let path = std::env::var("PATH").unwrap_or_default();
         let mut program = Program::new("shell", "bash")
             .arg(&pipe)
+            .env("PATH", format!("{}:{path}", programs(&directory).display()))
             .directory(directory.path());
         for (name, value) in environment {
             program = program.env(name, value);
@@ -118,6 +126,14 @@ impl Shell {
             directory,
             blocks: 0,
         }
+    }
+
+    /// Puts a program into the shell's `PATH`.
+    pub(crate) fn install(&mut self, name: &str, program: &str) {
+        let programs = programs(&self.directory);
+        std::fs::create_dir_all(&programs).expect("a directory can be made");
+        let linked = std::os::unix::fs::symlink(program, programs.join(name));
+        linked.expect("a link can be made");
     }
 
     fn write(&mut self, text: &str) -> usize {
