@@ -4,15 +4,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use reqwest::Client;
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use unanimous_lab::wait::until;
 
 use super::coordinator::client;
 use super::log::connect;
 use super::{Answer, SOON, Stub};
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a client was told in the end.
 #[derive(Clone, Debug)]
@@ -46,18 +52,8 @@ impl Shared {
         while !self.stop.load(Ordering::Relaxed) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let key = format!("transfer {number}");
-            let what = format!("{key} is told");
-            let told = until(&what, 3 * SOON, async || {
-                let request = client.post(format!("{}/v1/transactions", self.url()));
-                let request = request.header("idempotency-key", &key);
-                let answer = Answer::try_of(request.json(&transfer(&key))).await;
-                match answer.map_err(|error| error.to_string())? {
-                    answer if answer.status == 200 => Ok((answer.id(), true)),
-                    answer if answer.status == 409 => Ok((answer.id(), false)),
-                    answer => Err(answer.text),
-                }
-            });
-            let (transaction, committed) = told.await.expect("every client is told");
+            let told = timeout(3 * SOON, self.send(&client, &key)).await;
+            let (transaction, committed) = told.expect("every client is told");
             self.told
                 .lock()
                 .expect("no test panics with it")
@@ -66,6 +62,21 @@ impl Shared {
                     transaction,
                     committed,
                 });
+        }
+    }
+}
+
+impl Shared {
+    /// Repeats the request until the answer is one: the transaction, and whether it committed.
+    async fn send(&self, client: &Client, key: &str) -> (String, bool) {
+        loop {
+            let request = client.post(format!("{}/v1/transactions", self.url()));
+            let request = request.header("idempotency-key", key);
+            match Answer::try_of(request.json(&transfer(key))).await {
+                Ok(answer) if answer.status == 200 => return (answer.id(), true),
+                Ok(answer) if answer.status == 409 => return (answer.id(), false),
+                Ok(_) | Err(_) => sleep(PAUSE).await,
+            }
         }
     }
 }
