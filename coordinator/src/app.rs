@@ -28,6 +28,7 @@ use crate::{
     courier::{Couriers, Http, Limits, Transport},
     http,
     metrics::Metrics,
+    telemetry::chain,
 };
 
 mod opening;

@@ -838,6 +838,7 @@ impl Participant {
         s: &mut Surroundings,
     ) -> Result<(), Crashed> {
         self.acting = number;
+        let low_water = self.mark(id.prefix());
         let Some(process) = self.processes.get_mut(&number) else {
             return Ok(());
         };
@@ -851,7 +852,7 @@ impl Participant {
             Some(row) => row.state.clone(),
             None => {
                 let session = held.map(|held| held.session.clone());
-                State::without_row(id, session, self.mark(id.prefix()))
+                State::without_row(id, session, low_water)
             }
         };
         let operations = match preparing.as_ref().map(|preparing| &preparing.call.request) {
@@ -1436,6 +1437,7 @@ fn cells(cells: &[Cell]) -> String {
         .filter_map(|cell| match cell {
             Cell::Row(id) => Some(format!("the row of {id}")),
             Cell::Key(key) => Some(format!("key {key}")),
+            Cell::Mark(prefix) => Some(format!("the mark of {prefix}")),
             Cell::Account(_) | Cell::Applied(_) => None,
         })
         .collect();
