@@ -740,9 +740,15 @@ mod tests {
     }
 
     #[test]
-    fn a_log_in_postgres_adopts_nothing_yet() {
-        let error = file("log = \"postgres://h/db\"\nadopt-node = [2]").unwrap_err();
-        assert!(error.to_string().contains("--node"), "{error}");
+    fn other_nodes_are_adopted_and_never_the_own_one() {
+        let adopting = |nodes: &str| file(&format!("node = 3\nadopt-node = [{nodes}]"));
+        let settings = adopting("5, 2, 5").unwrap();
+        assert_eq!(settings.adoption.nodes, [Node(2), Node(5)].into());
+        assert!(!settings.adoption.force);
+        for (wrong, says) in [("2, 3", "--adopt-node 3"), ("0", "1 to 65535")] {
+            let error = adopting(wrong).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
     }
 
     #[test]

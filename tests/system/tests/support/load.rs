@@ -138,8 +138,10 @@ impl Clients {
     pub(crate) async fn end_and_audit(self, log: &str, participants: [&Stub; 2]) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.tasks.join_all().await;
-        let told = self.shared.told.lock().expect("no test panics with it");
-        let told = told.clone();
+        let told = {
+            let told = self.shared.told.lock().expect("no test panics with it");
+            told.clone()
+        };
         let committed = told.iter().filter(|told| told.committed).count();
         assert!(
             committed * 2 > told.len(),
