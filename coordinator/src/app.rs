@@ -16,19 +16,20 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub use self::opening::open_existing_log;
 use crate::{
     actors::{
         recovery::Recovered,
-        registry::{Bounds, Condition, Drain, Given, Recover, Registry},
+        registry::{
+            Bounds, Condition, Drain, Given, Recover, Registry, participants::register_stored,
+        },
     },
     config::Settings,
     courier::{Couriers, Http, Limits, Transport},
     http,
     metrics::Metrics,
-    telemetry::chain,
 };
 
 mod opening;
@@ -133,16 +134,8 @@ impl App {
             rand::random(),
             metrics.calls.clone(),
         );
-        for (participant, url) in participants {
-            match url.parse() {
-                Ok(endpoint) => couriers.register(&participant, endpoint),
-                Err(error) => error!(
-                    %participant, url, error = %chain(&error),
-                    "the log holds an address that can not be called: this participant's branches wait"
-                ),
-            }
-        }
-        // Last: what is given at start wins.
+        let configured = settings.participants.keys().cloned().collect();
+        register_stored(&couriers, &configured, participants);
         for (participant, endpoint) in &settings.participants {
             couriers.register(participant, endpoint.clone());
         }
@@ -150,7 +143,7 @@ impl App {
         let given = Given {
             bounds: Bounds::default(),
             retention: settings.retention,
-            configured: settings.participants.keys().cloned().collect(),
+            configured,
             adoption: settings.adoption.clone(),
         };
         let registry = Registry::new(

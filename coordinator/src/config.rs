@@ -686,7 +686,7 @@ mod tests {
         let mut keys = 0;
         for flag in serve
             .get_arguments()
-            .filter(|flag| flag.get_id() != "config")
+            .filter(|flag| flag.get_id() != "config" && !flag.is_hide_set())
         {
             let long = flag.get_long().unwrap();
             let help = flag.get_help().unwrap().to_string();

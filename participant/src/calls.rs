@@ -319,6 +319,7 @@ fn is_services(error: &LogError) -> bool {
         | LogError::NoConnection(_)
         | LogError::NoAnswer
         | LogError::Silent
+        | LogError::Pruned(_)
         | LogError::Unreadable { .. }
         | LogError::Foreign(_)
         | LogError::KeysLost { .. } => false,
@@ -360,7 +361,7 @@ fn unanswered(branch: &BranchId, decided: Option<&str>, stop: Stop) -> Unanswere
         }
         Stop::Log(error) => {
             let answer = match &error {
-                LogError::Busy(_) => Unanswered::Busy,
+                LogError::Busy(_) | LogError::Pruned(_) => Unanswered::Busy,
                 LogError::Unavailable(_) | LogError::NoConnection(_) | LogError::NoAnswer => {
                     Unanswered::Database
                 }

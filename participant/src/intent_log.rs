@@ -60,6 +60,9 @@ pub(crate) enum LogError {
     /// As [`Self::Unclear`]: no answer to the commit at all.
     #[error("the local transaction's commit was not answered")]
     Silent,
+    /// The row was dropped, below the low-water mark, while this message was about to lock it. Nothing was changed.
+    #[error("the row of {0} was just dropped: its transaction has ended")]
+    Pruned(BranchId),
     /// A row that this version can not read. Nothing was changed, and nothing will be before somebody looks.
     #[error("the row of {branch} can not be read: {what}")]
     Unreadable {
@@ -294,10 +297,9 @@ impl Local {
         )
         .await?;
         let Some(row) = row else {
-            return Err(unreadable(
-                &self.branch,
-                "it vanished while it was being locked",
-            ));
+            // There when this message would have inserted its own, and dropped before it was locked: whoever asks again
+            // finds the mark.
+            return Err(LogError::Pruned(self.branch.clone()));
         };
         self.transaction = row.try_get(8)?;
         self.backend = Some(row.try_get(9)?);

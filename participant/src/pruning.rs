@@ -21,6 +21,10 @@ use crate::{
 /// Prefixes that marks are kept of: coordinators' nodes, over all identities of their logs. What is beyond is not pruned
 /// by this process.
 const PREFIXES_MAX: usize = 1_024;
+/// So often a round looks through all that is below the mark, for what was in doubt when the mark passed it. The others
+/// begin where the last one ended: rows that are dropped stay in the index until Postgres cleans up, which a long-running
+/// transaction can hold up for hours, and they would be walked over every time.
+const SWEEP_EVERY: u32 = 60;
 /// A round waits so long for a slot.
 const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -36,6 +40,14 @@ struct Heard {
     mark: TransactionId,
     /// Up to where everything that had an outcome is gone.
     pruned: Option<TransactionId>,
+    rounds: u32,
+}
+
+impl Heard {
+    /// Where the next round begins; `None` for the first one of all.
+    fn from(&self) -> Option<TransactionId> {
+        self.pruned.filter(|_| self.rounds % SWEEP_EVERY != 0)
+    }
 }
 
 impl Marks {
@@ -50,7 +62,11 @@ impl Marks {
         if heard.len() >= PREFIXES_MAX && !heard.contains_key(&prefix) {
             return;
         }
-        let known = heard.entry(prefix).or_insert(Heard { mark, pruned: None });
+        let known = heard.entry(prefix).or_insert(Heard {
+            mark,
+            pruned: None,
+            rounds: 0,
+        });
         known.mark = known.mark.max(mark);
         if known.pruned.is_none_or(|pruned| pruned < known.mark) {
             drop(heard);
@@ -58,19 +74,20 @@ impl Marks {
         }
     }
 
-    /// Marks that were heard and not pruned up to.
-    fn due(&self) -> Vec<TransactionId> {
+    /// Marks that were heard and not pruned up to, each with where to begin.
+    fn due(&self) -> Vec<(Option<TransactionId>, TransactionId)> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let due = heard
             .values()
             .filter(|heard| heard.pruned.is_none_or(|pruned| pruned < heard.mark));
-        due.map(|heard| heard.mark).collect()
+        due.map(|heard| (heard.from(), heard.mark)).collect()
     }
 
     fn pruned(&self, mark: TransactionId) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(heard) = heard.get_mut(&mark.prefix()) {
             heard.pruned = heard.pruned.max(Some(mark));
+            heard.rounds = heard.rounds.wrapping_add(1);
         }
     }
 }
@@ -79,8 +96,8 @@ impl Marks {
 pub(crate) async fn run(shared: Arc<Shared>) {
     loop {
         shared.marks.news.notified().await;
-        for mark in shared.marks.due() {
-            if let Err(error) = round(&shared, mark).await {
+        for (from, mark) in shared.marks.due() {
+            if let Err(error) = round(&shared, from, mark).await {
                 tracing::warn!(participant = %shared.name, %mark, error = chain(&error),
                     "rows of finished transactions could not be dropped; they are in the next round");
                 // Also where no call brings news.
@@ -92,7 +109,11 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 /// All that is below the mark, in short local transactions.
-async fn round(shared: &Shared, mark: TransactionId) -> Result<(), LogError> {
+async fn round(
+    shared: &Shared,
+    from: Option<TransactionId>,
+    mark: TransactionId,
+) -> Result<(), LogError> {
     loop {
         let slot = shared
             .connections
@@ -100,7 +121,7 @@ async fn round(shared: &Shared, mark: TransactionId) -> Result<(), LogError> {
         let Some(_slot) = slot.await else {
             return Err(LogError::NoConnection("no slot came free".to_owned()));
         };
-        if !prune(shared.connections.get().await?, mark).await? {
+        if !prune(shared.connections.get().await?, from, mark).await? {
             shared.marks.pruned(mark);
             return Ok(());
         }

@@ -211,6 +211,13 @@ pub enum Regression {
     },
 }
 
+/// What a life knew when it began to read the log's head: see [`Life::observe`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    writer: Writer,
+    accused: bool,
+}
+
 /// A question about an id that memory does not hold: see [`Life::ask`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
@@ -308,6 +315,8 @@ pub struct Life {
     /// Nodes that nobody else runs, with the epoch that was opened of each. Never the own node.
     adopted: BTreeMap<Node, Writer>,
     refused_below_low_water: BTreeSet<ParticipantName>,
+    /// Enough of them: see [`Self::observe`].
+    accused: bool,
     low_water: LowWater,
 }
 
@@ -323,6 +332,7 @@ impl Life {
             standing: Standing::Serving,
             adopted: BTreeMap::new(),
             refused_below_low_water: BTreeSet::new(),
+            accused: false,
             low_water: LowWater::default(),
         }
     }
@@ -481,10 +491,32 @@ impl Life {
         self.writer.decisions_at_least = self.writer.decisions_at_least.max(decisions);
     }
 
+    /// What this life knows now, to be taken before the log's head is read.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        Known {
+            writer: self.writer,
+            accused: self.is_accused(),
+        }
+    }
+
+    /// Whether participants say that the log went back. The log's head is to be read, to see whether it is so.
+    #[must_use]
+    pub fn is_accused(&self) -> bool {
+        self.accused
+    }
+
     /// Holds what the log says of itself against what this life knew *before that was read*: a write that returned
     /// during the read may have raised the counter.
-    pub fn observe(&mut self, known: &Writer, head: &Head) {
-        match head.check(known) {
+    ///
+    /// A life that is accused of a log that went back, and finds that it has not been fenced since, believes it. A fenced
+    /// one that does not know it yet sees the same refusals, for its successor's low-water mark is above all its ids; that
+    /// log is well.
+    pub fn observe(&mut self, known: &Known, head: &Head) {
+        match head.check(&known.writer) {
+            Ok(()) if known.accused => self.end(Standing::WentBack(
+                "participants have low-water marks above ids that this life issues".to_owned(),
+            )),
             Ok(()) => {}
             Err(Shut::Fenced(fence)) => self.end(Standing::Fenced(fence.to_string())),
             Err(Shut::WentBack(regression)) => self.end(Standing::WentBack(regression.to_string())),
@@ -530,11 +562,7 @@ impl Life {
     /// ones (or the only one) saying so mean that the log went back; a single one may be wrong itself.
     fn refused_below_low_water(&mut self, participant: ParticipantName, registered: usize) {
         self.refused_below_low_water.insert(participant);
-        if self.refused_below_low_water.len() >= registered.clamp(1, 2) {
-            self.end(Standing::WentBack(
-                "participants have low-water marks above ids that this life issues".to_owned(),
-            ));
-        }
+        self.accused |= self.refused_below_low_water.len() >= registered.clamp(1, 2);
     }
 
     fn end(&mut self, standing: Standing) {
@@ -841,7 +869,7 @@ mod tests {
         };
         for head in [newer, renamed] {
             let mut life = life();
-            life.observe(&life.writer(), &head);
+            life.observe(&life.known(), &head);
             assert!(matches!(life.standing(), Standing::Fenced(_)), "{head:?}");
             assert_eq!(life.issue(), None);
             let recorded = Snapshot {
@@ -869,7 +897,7 @@ mod tests {
             stranger,
         ] {
             let mut life = life();
-            life.observe(&life.writer(), &head);
+            life.observe(&life.known(), &head);
             assert!(matches!(life.standing(), Standing::WentBack(_)), "{head:?}");
             assert_eq!(life.issue(), None, "nothing new begins");
             let fenced = id(HERE, 1, 2, 1);
@@ -884,10 +912,10 @@ mod tests {
             assert_eq!(judge(&life, fenced, &recorded), Judgement::Recorded);
         }
         let mut life = life();
-        life.observe(&life.writer(), &head(Some(3), 11));
+        life.observe(&life.known(), &head(Some(3), 11));
         assert_eq!(*life.standing(), Standing::Serving);
         life.decided(12);
-        life.observe(&life.writer(), &head(Some(3), 11));
+        life.observe(&life.known(), &head(Some(3), 11));
         assert!(
             matches!(life.standing(), Standing::WentBack(_)),
             "a clear write returned 12"
@@ -898,18 +926,35 @@ mod tests {
     fn two_participants_below_low_water_mean_that_the_log_went_back_and_one_does_not() {
         let east: ParticipantName = "east".parse().unwrap();
         let west: ParticipantName = "west".parse().unwrap();
+        let look = |life: &mut Life| life.observe(&life.known(), &head(Some(3), 10));
         let mut life = life();
         life.refused_below_low_water(east.clone(), 2);
         life.refused_below_low_water(east.clone(), 2);
+        look(&mut life);
         assert_eq!(*life.standing(), Standing::Serving);
         life.refused_below_low_water(west, 2);
+        look(&mut life);
         assert!(matches!(life.standing(), Standing::WentBack(_)));
         let mut life = self::life();
         life.refused_below_low_water(east, 1);
+        look(&mut life);
         assert!(
             matches!(life.standing(), Standing::WentBack(_)),
             "it is the only one there is"
         );
+    }
+
+    #[test]
+    fn a_fenced_life_that_is_refused_below_its_successors_mark_is_fenced_and_its_log_is_well() {
+        let mut life = life();
+        let before = life.known();
+        life.refused_below_low_water("east".parse().unwrap(), 1);
+        assert!(life.is_accused());
+        // A look that began before the refusal says nothing of it.
+        life.observe(&before, &head(Some(3), 10));
+        assert_eq!(*life.standing(), Standing::Serving);
+        life.observe(&life.known(), &head(Some(4), 10));
+        assert!(matches!(life.standing(), Standing::Fenced(_)));
     }
 
     /// Of node 2.
@@ -1011,7 +1056,7 @@ mod tests {
             ..head(Some(7), 4)
         };
         // A new identity raises every epoch: which of the two is found first does not matter.
-        life.observe(&life.writer(), &renamed);
+        life.observe(&life.known(), &renamed);
         assert!(matches!(life.standing(), Standing::Fenced(_)));
         assert!(!life.may_adopt(Node(3)));
     }
@@ -1019,9 +1064,9 @@ mod tests {
     #[test]
     fn nothing_leads_back_from_fenced() {
         let mut life = life();
-        life.observe(&life.writer(), &head(Some(4), 10));
-        life.observe(&life.writer(), &head(Some(2), 10));
-        life.observe(&life.writer(), &head(Some(3), 10));
+        life.observe(&life.known(), &head(Some(4), 10));
+        life.observe(&life.known(), &head(Some(2), 10));
+        life.observe(&life.known(), &head(Some(3), 10));
         assert!(matches!(life.standing(), Standing::Fenced(_)));
     }
 }

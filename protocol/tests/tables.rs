@@ -652,7 +652,7 @@ fn judgement_table() -> String {
             epoch: Epoch::new(epoch),
             decisions,
         };
-        life.observe(&life.writer(), &head);
+        life.observe(&life.known(), &head);
         life
     };
     let (went_back, fenced) = (observing(3, 9), observing(4, 10));

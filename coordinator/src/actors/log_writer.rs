@@ -7,7 +7,7 @@
 //! Whoever proposed it waits: a decision that is not durable has no consequences. A write that the log refuses because
 //! this life is over is not answered at all: see [`super::registry`].
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, SpawnHandle,
@@ -33,7 +33,8 @@ use crate::{
 
 /// How long an unforced record waits for a decision write to ride with.
 pub const APPEND_DELAY: Duration = Duration::from_millis(100);
-/// Decisions in one write, at most: past it they share the one after. Bounds the size of a statement.
+/// Decisions in one write, at most, and as many unforced records and finishes beside them: past it they share the one
+/// after. Bounds the size of a statement, which has to end within the server's patience, or it would be repeated for ever.
 pub const BATCH_MAX: usize = 1024;
 
 /// How often a write is put off while each turn of the other actors brings more decisions. It bounds what one decision
@@ -101,8 +102,7 @@ pub struct LogWriter {
     registry: Addr<Registry>,
     metrics: Arc<Metrics>,
     proposals: Vec<Propose>,
-    appends: Appends,
-    appended: Vec<Box<dyn FnOnce() + Send>>,
+    appends: VecDeque<Unforced>,
     append_timer: bool,
     append_due: bool,
     /// Who waits for the write under way.
@@ -114,6 +114,17 @@ pub struct LogWriter {
     gathering: bool,
     /// What the registry was told last.
     log_answers: bool,
+}
+
+/// Something that is not forced, and who is told once it has become durable.
+struct Unforced {
+    what: What,
+    on_durable: Box<dyn FnOnce() + Send>,
+}
+
+enum What {
+    Record(Record),
+    Finish(TransactionId, WallMillis),
 }
 
 struct InFlight {
@@ -136,8 +147,7 @@ impl LogWriter {
             registry,
             metrics,
             proposals: Vec::new(),
-            appends: Appends::default(),
-            appended: Vec::new(),
+            appends: VecDeque::new(),
             append_timer: false,
             append_due: false,
             in_flight: None,
@@ -184,17 +194,32 @@ impl LogWriter {
             .drain(..taken)
             .map(|Propose { record, on_durable }| (record, on_durable))
             .unzip();
+        let (appends, appenders) = self.take_appends();
         let batch = Batch {
             proposals: records,
-            appends: std::mem::take(&mut self.appends),
+            appends,
         };
-        let appenders = std::mem::take(&mut self.appended);
-        self.append_due = false;
+        // What is left goes at once behind this one.
+        self.append_due = !self.appends.is_empty();
         self.in_flight = Some(InFlight {
             proposers,
             appenders,
         });
         self.write(batch, Duration::ZERO, ctx);
+    }
+
+    fn take_appends(&mut self) -> (Appends, Vec<Box<dyn FnOnce() + Send>>) {
+        let taken = self.appends.len().min(BATCH_MAX);
+        let mut appends = Appends::default();
+        let mut appenders = Vec::with_capacity(taken);
+        for Unforced { what, on_durable } in self.appends.drain(..taken) {
+            match what {
+                What::Record(record) => appends.records.push(record),
+                What::Finish(id, finished_at) => appends.finishes.push((id, finished_at)),
+            }
+            appenders.push(on_durable);
+        }
+        (appends, appenders)
     }
 
     fn write(&mut self, batch: Batch, after: Duration, ctx: &mut Context<Self>) {
@@ -308,8 +333,13 @@ impl LogWriter {
         }
     }
 
-    fn appended(&mut self, on_durable: Box<dyn FnOnce() + Send>, ctx: &mut Context<Self>) {
-        self.appended.push(on_durable);
+    fn append(
+        &mut self,
+        what: What,
+        on_durable: Box<dyn FnOnce() + Send>,
+        ctx: &mut Context<Self>,
+    ) {
+        self.appends.push_back(Unforced { what, on_durable });
         if !self.append_timer {
             self.append_timer = true;
             ctx.notify_later(AppendDue, APPEND_DELAY);
@@ -334,8 +364,7 @@ impl Handler<Append> for LogWriter {
     type Result = ();
 
     fn handle(&mut self, Append { record, on_durable }: Append, ctx: &mut Context<Self>) {
-        self.appends.records.push(record);
-        self.appended(on_durable, ctx);
+        self.append(What::Record(record), on_durable, ctx);
     }
 }
 
@@ -351,8 +380,7 @@ impl Handler<Finish> for LogWriter {
         }: Finish,
         ctx: &mut Context<Self>,
     ) {
-        self.appends.finishes.push((id, finished_at));
-        self.appended(on_durable, ctx);
+        self.append(What::Finish(id, finished_at), on_durable, ctx);
     }
 }
 

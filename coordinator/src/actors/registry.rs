@@ -23,7 +23,7 @@ use unanimous_protocol::{
     coordinator::{Alarm, Event},
     id::{BranchId, ParticipantName, TransactionId},
     keyring::{Claim, Holder, Keyring},
-    life::{Head, Judgement, Life, Question, Standing, Writer},
+    life::{Head, Judgement, Known, Life, Question, Standing},
     message::Inform,
     operations::Operations,
     record::{Header, IdempotencyKey, KeyClaim, Record, WallMillis},
@@ -191,7 +191,7 @@ impl Registry {
             retention,
             forgetting: false,
             adoption,
-            neighbours: Neighbours::default(),
+            neighbours: Neighbours::unknown(),
             transactions: HashMap::new(),
             undecided: 0,
             low_water: PublishedLowWater::default(),
@@ -440,9 +440,9 @@ impl Registry {
         }
         self.observing = true;
         let log = Arc::clone(&self.log);
-        let known = self.life.writer();
+        let (node, known) = (self.life.writer().node, self.life.known());
         let read = async move {
-            let head = within(OBSERVE_EVERY, log.head(known.node)).await?;
+            let head = within(OBSERVE_EVERY, log.head(node)).await?;
             Ok((known, head))
         };
         ctx.spawn(read.into_actor(self).map(|read, registry, ctx| {
@@ -463,7 +463,7 @@ impl Registry {
         }));
     }
 
-    fn observed(&mut self, known: &Writer, head: &Head) {
+    fn observed(&mut self, known: &Known, head: &Head) {
         self.log_is_read = true;
         self.life.observe(known, head);
     }
@@ -490,12 +490,12 @@ impl Registry {
     }
 
     fn report_condition(&mut self, ctx: &mut Context<Self>) {
+        self.publish_low_water();
         if let Standing::WentBack(why) = self.life.standing()
             && !self.frozen
         {
             return self.freeze(why.clone(), ctx);
         }
-        self.publish_low_water();
         let condition = match self.life.standing() {
             Standing::Fenced(why) => Condition::Fenced(why.clone()),
             Standing::WentBack(why) => Condition::WentBack(why.clone()),
@@ -929,6 +929,12 @@ impl Handler<LeftMemory> for Registry {
     type Result = ();
 
     fn handle(&mut self, LeftMemory(id): LeftMemory, _: &mut Context<Self>) {
+        self.left_memory(id);
+    }
+}
+
+impl Registry {
+    fn left_memory(&mut self, id: TransactionId) {
         let Some(live) = self.transactions.remove(&id) else {
             return;
         };
@@ -955,6 +961,9 @@ impl Handler<Noticed> for Registry {
 
     fn handle(&mut self, Noticed(alarm): Noticed, ctx: &mut Context<Self>) {
         self.life.alarmed(&alarm, self.couriers.registered());
+        if self.life.is_accused() {
+            self.observe(ctx);
+        }
         self.report_condition(ctx);
     }
 }

@@ -480,6 +480,19 @@ pub(super) fn warn_of_unknown_branch(transaction: TransactionId, participant: &P
     );
 }
 
+/// Somebody else drives the transaction from now on. Its record is durable, and answers for it here too.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LetGo;
+
+impl Handler<LetGo> for TransactionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: LetGo, ctx: &mut Context<Self>) {
+        actix::ActorContext::stop(ctx);
+    }
+}
+
 /// Show the transaction as it stands, and whether a branch of it is in doubt.
 #[derive(Message)]
 #[rtype(result = "(TransactionView, bool)")]

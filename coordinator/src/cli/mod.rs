@@ -100,7 +100,7 @@ mod tests {
             let flags: Vec<_> = command.get_arguments().cloned().collect();
             let help = help(path);
             for flag in flags {
-                if ["help", "version"].contains(&flag.get_id().as_str()) {
+                if flag.is_hide_set() || ["help", "version"].contains(&flag.get_id().as_str()) {
                     continue;
                 }
                 let variable = flag.get_env().unwrap().to_str().unwrap();

@@ -699,11 +699,8 @@ mod tests {
     #[test]
     fn it_is_openapi_3_1_and_every_reference_leads_somewhere() {
         let document = document();
-        let read: utoipa::openapi::OpenApi = serde_json::from_value(document.clone()).unwrap();
-        assert_eq!(
-            read.paths.paths.len(),
-            document["paths"].as_object().unwrap().len()
-        );
+        let version = document["openapi"].as_str().unwrap();
+        assert!(version.starts_with("3.1."), "{version}");
         let text = document.to_string();
         for rest in text.split("\"$ref\":\"#").skip(1) {
             let pointer = rest.split('"').next().unwrap();

@@ -274,6 +274,10 @@ impl ResponseError for ApiProblem {
         if let Some(seconds) = self.retry_after_s() {
             response.insert_header((header::RETRY_AFTER, seconds));
         }
+        if let Self::BodyTooSlow { .. } = self {
+            // Or the connection would be kept for the rest of a body that may never end (RFC 9110, section 15.5.9).
+            response.force_close();
+        }
         if let Self::MethodNotAllowed { allow, .. } = self {
             response.insert_header((header::ALLOW, *allow));
         }

@@ -109,10 +109,12 @@ pub trait DecisionLog: Send + Sync + 'static {
     async fn decide(&self, writer: &Writer, batch: &Batch) -> Result<Decided, WriteError>;
 
     /// Writes what is not forced: records of what ended without a decision write, and finishes. `Ok` once it is
-    /// durable, which may be late; a crash before that loses it, and safety never needs it (presumed abort).
+    /// durable, all of it, which may be late; a crash before that loses it, and safety never needs it (presumed abort). But
+    /// it rests on what was called durable: the low-water mark passes a transaction once its finish is (rule 15).
     ///
     /// A record whose id or key is already there changes nothing; nor does a finish of what has no record or is already
-    /// finished. What the store refuses is logged and left out, for it is history and no decision.
+    /// finished. A record that the store refuses is logged and left out, for it is history and no decision; a finish never
+    /// is.
     async fn append(&self, writer: &Writer, appends: &Appends) -> Result<(), WriteError>;
 
     /// Everything that an answer about `id` rests on, in one snapshot (rule 3).

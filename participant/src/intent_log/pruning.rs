@@ -1,7 +1,8 @@
 //! Drops what has an outcome below a low-water mark, and keeps the mark instead (design rule 15).
 //!
-//! Both in one local transaction: whoever finds a row gone finds the mark, too. A message that inserts its row while the
-//! old one is being dropped waits for that transaction, and reads the mark in a later statement.
+//! Both in one local transaction: whoever finds a row gone finds the mark, too. A message whose row is just being dropped
+//! waits for that transaction, and then reads the mark, in a later statement than its insert; or, where it had found the
+//! row and not yet locked it, finds nothing to lock and is to be sent again ([`LogError::Pruned`]).
 
 use std::time::Duration;
 
@@ -44,9 +45,14 @@ fn first(prefix: Prefix) -> SqlId {
     SqlId(bytes)
 }
 
-/// One local transaction's worth. `true` where more may be left.
-pub(crate) async fn prune(connection: Object, mark: TransactionId) -> Result<bool, LogError> {
-    let pruned = prune_on(&connection, mark).await;
+/// One local transaction's worth of what lies below `mark`, at or above `from` (without it: of all). `true` where more may
+/// be left.
+pub(crate) async fn prune(
+    connection: Object,
+    from: Option<TransactionId>,
+    mark: TransactionId,
+) -> Result<bool, LogError> {
+    let pruned = prune_on(&connection, from, mark).await;
     if pruned.is_err() {
         // Nobody knows what it is in the middle of: it never goes back to the pool.
         drop(Object::take(connection));
@@ -54,7 +60,12 @@ pub(crate) async fn prune(connection: Object, mark: TransactionId) -> Result<boo
     pruned
 }
 
-async fn prune_on(connection: &Object, mark: TransactionId) -> Result<bool, LogError> {
+async fn prune_on(
+    connection: &Object,
+    from: Option<TransactionId>,
+    mark: TransactionId,
+) -> Result<bool, LogError> {
+    let from = from.map_or_else(|| first(mark.prefix()), SqlId::of);
     let store: Statement = connection.prepare_cached(STORE_MARK).await?;
     let drop_rows = connection.prepare_cached(DROP).await?;
     let timeout = STATEMENT_MAX.as_millis();
@@ -67,10 +78,7 @@ async fn prune_on(connection: &Object, mark: TransactionId) -> Result<bool, LogE
     let (_, _, dropped, ()) = try_join4(
         connection.batch_execute(&begin),
         connection.execute(&store, &[&sql_prefix(mark.prefix()), &SqlId::of(mark)]),
-        connection.execute(
-            &drop_rows,
-            &[&first(mark.prefix()), &SqlId::of(mark), &ROWS_MAX],
-        ),
+        connection.execute(&drop_rows, &[&from, &SqlId::of(mark), &ROWS_MAX]),
         connection.batch_execute("COMMIT"),
     )
     .await?;

@@ -456,11 +456,13 @@ impl Checker {
         let holds = match reply {
             Reply::Vote(Vote::Yes) => {
                 seen.said_yes = true;
-                // `Aborted` where the coordinator's word overtook the answer.
-                matches!(
-                    durable,
-                    Some(State::Prepared { .. } | State::Committed { .. } | State::Aborted)
-                )
+                // `Aborted` where the coordinator's word overtook the answer, and nothing where pruning did, too.
+                let overtaken = seen.pruned && matches!(visible, Some(State::Pruned { .. }));
+                overtaken
+                    || matches!(
+                        durable,
+                        Some(State::Prepared { .. } | State::Committed { .. } | State::Aborted)
+                    )
             }
             Reply::Vote(Vote::ReadOnly) => {
                 seen.said_read_only = true;
@@ -476,7 +478,8 @@ impl Checker {
             }
             Reply::Committed => {
                 seen.said_committed = true;
-                matches!(durable, Some(State::Committed { .. }))
+                let overtaken = seen.pruned && matches!(visible, Some(State::Pruned { .. }));
+                matches!(durable, Some(State::Committed { .. })) || (overtaken && committed)
             }
             // Below the mark the absence of a row says so, of what did not commit.
             Reply::Aborted => match visible {

@@ -8,7 +8,7 @@ use unanimous_protocol::{
     coordinator::{Alarm, Effect, EnlistRefused, Event, Pace, Transaction},
     id::{Node, ParticipantName, TransactionId},
     keyring::{Claim, Holder, Keyring},
-    life::{self, Judgement, Life, Shut, Standing as LifeStanding, Writer},
+    life::{self, Judgement, Known, Life, Shut, Standing as LifeStanding},
     message::{Delivery, Inform, Reply, Request},
     operations::{BodyDigest, Operations},
     record::{
@@ -47,7 +47,7 @@ enum Pending {
     Open,
     Write(log::Write),
     /// With what this life knew when it asked.
-    Head(Writer),
+    Head(Known),
     Remember,
     Judge(Asker, Question, TransactionId, life::Question),
     Key(IdempotencyKey, Asker, Question),
@@ -304,7 +304,7 @@ impl Coordinator {
     }
 
     fn look_at_head(&mut self, s: &mut Surroundings) {
-        if let Some(known) = self.life.as_ref().map(Life::writer) {
+        if let Some(known) = self.life.as_ref().map(Life::known) {
             self.ask_log(Pending::Head(known), log::Request::Head, s);
         }
     }
@@ -470,6 +470,9 @@ impl Coordinator {
                     }
                     if let Some(life) = &mut self.life {
                         life.alarmed(&alarm, s.participants);
+                    }
+                    if self.life.as_ref().is_some_and(Life::is_accused) {
+                        self.look_at_head(s);
                     }
                     s.checker.alarm(id, format!("{alarm:?}"));
                     self.stands(s)?;

@@ -15,14 +15,14 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 use unanimous_protocol::{
-    id::Node,
+    id::{Node, ParticipantName},
     life::{Head, Writer},
     record::Record,
 };
 
-use super::Registry;
+use super::{Registry, participants::register_stored};
 use crate::{
-    actors::broken,
+    actors::{broken, transaction::LetGo},
     log::{Abandoned, DecisionLog, LogError, NotAdopted, Opened},
 };
 
@@ -44,7 +44,6 @@ pub struct Adoption {
 }
 
 /// What is known of the other nodes.
-#[derive(Default)]
 pub(super) struct Neighbours {
     /// Whether a look is under way.
     looking: bool,
@@ -52,10 +51,25 @@ pub(super) struct Neighbours {
     forced: BTreeSet<Node>,
     /// Why a node was not adopted, as it was told last.
     told: BTreeMap<Node, NotAdopted>,
-    /// When the log was last found not to answer. Nobody could mark a node then, so its mark's age says nothing.
-    silent_at: Option<Instant>,
+    /// When the log was last found not to answer, or was not yet looked at. Nobody could mark a node then, for all that is
+    /// known, so a mark's age says nothing.
+    silent_at: Instant,
     shown_at: Option<Instant>,
     shown: Vec<Node>,
+}
+
+impl Neighbours {
+    /// Of a life that begins.
+    pub(super) fn unknown() -> Self {
+        Self {
+            looking: false,
+            forced: BTreeSet::new(),
+            told: BTreeMap::new(),
+            silent_at: Instant::now(),
+            shown_at: None,
+            shown: Vec::new(),
+        }
+    }
 }
 
 /// An epoch that was opened, and what its node had left; or why none was.
@@ -66,7 +80,9 @@ type Tried = Result<(Opened, Vec<Record>), NotAdopted>;
 struct Look {
     heads: Vec<(Writer, Head)>,
     tried: Vec<(Node, Tried)>,
-    abandoned: Vec<Abandoned>,
+    /// Read once a node was adopted: its branches may be of participants that were registered there.
+    participants: Option<Vec<(ParticipantName, String)>>,
+    abandoned: Option<Vec<Abandoned>>,
 }
 
 impl Registry {
@@ -80,7 +96,7 @@ impl Registry {
 
     /// The log did not answer.
     pub(super) fn log_was_silent(&mut self) {
-        self.neighbours.silent_at = Some(Instant::now());
+        self.neighbours.silent_at = Instant::now();
     }
 
     fn look(&mut self, ctx: &mut Context<Self>) {
@@ -90,12 +106,20 @@ impl Registry {
         }
         self.neighbours.looking = true;
         let wanted = self.to_adopt_now();
+        // Once, whatever comes of it: an attempt that is unclear may have fenced somebody who is back by now.
+        let forced = wanted.iter().filter(|(_, unseen_for)| unseen_for.is_none());
+        self.neighbours.forced.extend(forced.map(|(node, _)| *node));
         let (log, unseen_for) = (Arc::clone(&self.log), self.adoption.unseen_for);
-        let look = async move { look(&*log, &runs, wanted, unseen_for).await };
-        ctx.spawn(look.into_actor(self).map(|look, registry, ctx| {
+        let look = async move {
+            let mut found = Look::default();
+            let whole = look(&*log, &runs, wanted, unseen_for, &mut found).await;
+            (found, whole)
+        };
+        ctx.spawn(look.into_actor(self).map(|(found, whole), registry, ctx| {
             registry.neighbours.looking = false;
-            match look {
-                Ok(look) => registry.looked(look, ctx),
+            registry.looked(found, ctx);
+            match whole {
+                Ok(()) => {}
                 Err(LogError::Unavailable(cause)) => {
                     warn!(error = %cause, "this coordinator could not mark that it runs its node: it is tried again");
                     registry.log_was_silent();
@@ -113,10 +137,11 @@ impl Registry {
             unseen_for,
             ..
         } = &self.adoption;
+        if !self.accepting {
+            return Vec::new();
+        }
         let neighbours = &self.neighbours;
-        let marks_count = neighbours
-            .silent_at
-            .is_none_or(|at| at.elapsed() >= *unseen_for);
+        let marks_count = neighbours.silent_at.elapsed() >= *unseen_for;
         let wanted = nodes.iter().copied();
         wanted
             .filter(|node| self.life.may_adopt(*node))
@@ -137,6 +162,7 @@ impl Registry {
                     node = %known.node, %fence,
                     "somebody else runs the adopted node now: it is left to them, and adopted again when nobody does"
                 );
+                self.let_go_of(known.node);
             }
         }
         for (node, tried) in look.tried {
@@ -153,8 +179,27 @@ impl Registry {
                 }
             }
         }
-        self.show(&look.abandoned);
+        if let Some(participants) = look.participants {
+            register_stored(&self.couriers, &self.configured, participants);
+        }
+        if let Some(abandoned) = look.abandoned {
+            self.show(&abandoned);
+        }
         self.report_condition(ctx);
+    }
+
+    /// What this life drove there is driven by the node's owner, from the same records. Two who drive it would not agree on
+    /// what is finished: the owner's low-water mark passes an id, its branches forget it, and the other one is told
+    /// `vote-lost` (rule 15).
+    fn let_go_of(&mut self, node: Node) {
+        let theirs = self.transactions.keys().filter(|id| id.node() == node);
+        for id in theirs.copied().collect::<Vec<_>>() {
+            if let Some(live) = self.transactions.get(&id) {
+                live.actor.do_send(LetGo);
+            }
+            self.couriers.forget(id);
+            self.left_memory(id);
+        }
     }
 
     fn adopted(&mut self, opened: &Opened, unfinished: Vec<Record>, ctx: &mut Context<Self>) {
@@ -198,14 +243,14 @@ impl Registry {
     }
 }
 
-/// Marks first: whoever adopts must be seen to live, too.
+/// Marks first: whoever adopts must be seen to live, too. What was found before a failure counts.
 async fn look(
     log: &dyn DecisionLog,
     runs: &[Writer],
     wanted: Vec<(Node, Option<Duration>)>,
     unseen_for: Duration,
-) -> Result<Look, LogError> {
-    let mut look = Look::default();
+    look: &mut Look,
+) -> Result<(), LogError> {
     for (at, writer) in runs.iter().enumerate() {
         log.mark(writer).await?;
         // The own node is observed every second.
@@ -216,11 +261,15 @@ async fn look(
     for (node, unseen_for) in wanted {
         let tried = match log.adopt(node, unseen_for).await? {
             // Where this fails the epoch stays opened by nobody, and is adopted like any other.
-            Ok(opened) => Ok((opened, log.unfinished(node).await?)),
+            Ok(opened) => {
+                let unfinished = log.unfinished(node).await?;
+                look.participants = Some(log.participants().await?);
+                Ok((opened, unfinished))
+            }
             Err(why) => Err(why),
         };
         look.tried.push((node, tried));
     }
-    look.abandoned = log.abandoned(unseen_for).await?;
-    Ok(look)
+    look.abandoned = Some(log.abandoned(unseen_for).await?);
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Participants registered at run time: kept in the log, called by the couriers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use actix::{
     ActorFutureExt as _, Addr, Context, Handler, Message, ResponseActFuture, WrapFuture as _,
@@ -21,6 +21,26 @@ use crate::{
 const DESCRIBE_AGAIN: Duration = Duration::from_secs(5);
 /// Attempts. Whoever is silent for longer shows it by not voting.
 const DESCRIBE_MAX: u32 = 12;
+
+/// Registers those that the log knows, but for those that were given at start: these win.
+pub fn register_stored(
+    couriers: &Couriers,
+    configured: &BTreeSet<ParticipantName>,
+    stored: Vec<(ParticipantName, String)>,
+) {
+    for (participant, url) in stored {
+        if configured.contains(&participant) {
+            continue;
+        }
+        match url.parse() {
+            Ok(endpoint) => couriers.register(&participant, endpoint),
+            Err(error) => error!(
+                %participant, url, error = %chain(&error),
+                "the log holds an address that can not be called: this participant's branches wait"
+            ),
+        }
+    }
+}
 
 /// Who is registered, by name.
 #[derive(Message)]

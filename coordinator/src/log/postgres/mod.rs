@@ -310,12 +310,29 @@ type Job<T> =
 impl Core {
     /// Writes in a task of its own, so that a caller who goes away does not take the connection with it.
     async fn write<T: Send + 'static>(self: &Arc<Self>, job: Job<T>) -> Result<T, WriteError> {
+        self.run(job, true).await
+    }
+
+    /// As [`Self::write`], of a job that may find nothing to write: then nothing was flushed, and it proves nothing about
+    /// what others read.
+    async fn write_perhaps<T: Send + 'static>(
+        self: &Arc<Self>,
+        job: Job<T>,
+    ) -> Result<T, WriteError> {
+        self.run(job, false).await
+    }
+
+    async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        job: Job<T>,
+        forces: bool,
+    ) -> Result<T, WriteError> {
         let (answer, answered) = oneshot::channel();
         let core = Arc::clone(self);
         tokio::spawn(async move {
             let mut writing = core.writing.lock().await;
             // Nobody is there to hear it when the caller went away.
-            let _ = answer.send(core.write_on(&mut writing, job).await);
+            let _ = answer.send(core.write_on(&mut writing, job, forces).await);
         });
         // The task ends without an answer only if the runtime is being torn down around us.
         let torn_down = || WriteError::Unavailable("the write was given up".into());
@@ -326,6 +343,7 @@ impl Core {
         &self,
         writing: &mut Option<PgConnection>,
         job: Job<T>,
+        forces: bool,
     ) -> Result<T, WriteError> {
         self.check_trusted()?;
         let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
@@ -347,9 +365,10 @@ impl Core {
             Err(_) => Err(no_answer(self.patience).into()),
         };
         match &written {
-            Ok(_) => {
+            Ok(_) if forces => {
                 self.durable.fetch_max(number, Ordering::SeqCst);
             }
+            Ok(_) => {}
             // Clear: the statement took nothing.
             Err(WriteError::Fenced(_) | WriteError::WentBack(_)) => {}
             Err(error) => {
@@ -373,7 +392,7 @@ impl Core {
             let proven = if core.durable.load(Ordering::SeqCst) > read_at {
                 Ok(())
             } else {
-                core.write_on(&mut writing, flush()).await
+                core.write_on(&mut writing, flush(), true).await
             };
             let _ = answer.send(proven);
         });
@@ -835,7 +854,7 @@ impl DecisionLog for PostgresLog {
                 Ok(())
             })
         });
-        self.core.write(job).await.map_err(unfenced)
+        self.core.write_perhaps(job).await.map_err(unfenced)
     }
 
     async fn adopt(
@@ -857,7 +876,7 @@ impl DecisionLog for PostgresLog {
                 })
             })
         });
-        let adopted = self.core.write(job).await.map_err(unfenced)?;
+        let adopted = self.core.write_perhaps(job).await.map_err(unfenced)?;
         if let Ok(opened) = &adopted {
             self.core.know_durable(node, opened.writer.epoch);
         }
@@ -1144,7 +1163,6 @@ impl DecisionLog for PostgresLog {
             Box::pin(async move {
                 let mut transaction = connection.begin().await.map_err(LogError::from)?;
                 let removal = remove_participant(&mut transaction, &writer, &name).await;
-                // Also where nothing was removed: its commit flushes what was found.
                 let ended = match &removal {
                     Ok(_) => transaction.commit().await,
                     Err(_) => transaction.rollback().await,
@@ -1153,7 +1171,7 @@ impl DecisionLog for PostgresLog {
                 removal
             })
         });
-        self.core.write(job).await
+        self.core.write_perhaps(job).await
     }
 
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {

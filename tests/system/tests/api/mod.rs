@@ -4,6 +4,7 @@ mod begin;
 mod enlist;
 mod keys;
 mod list;
+mod low_water;
 mod metrics;
 mod outcome;
 mod participants;
