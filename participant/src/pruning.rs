@@ -46,7 +46,8 @@ struct Heard {
 impl Heard {
     /// Where the next round begins; `None` for the first one of all.
     fn from(&self) -> Option<TransactionId> {
-        self.pruned.filter(|_| self.rounds % SWEEP_EVERY != 0)
+        self.pruned
+            .filter(|_| !self.rounds.is_multiple_of(SWEEP_EVERY))
     }
 }
 

@@ -13,6 +13,7 @@ use actix::{
     Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, SpawnHandle,
     WrapFuture as _,
 };
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{error, warn};
 use unanimous_protocol::{
@@ -78,6 +79,11 @@ pub struct Finish {
     pub on_durable: Box<dyn FnOnce() + Send>,
 }
 
+/// Write all that waits, and tell: nothing more is coming.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Flush(pub oneshot::Sender<()>);
+
 /// Write what waits, though no decision came to ride with.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -112,6 +118,8 @@ pub struct LogWriter {
     watchdog: Option<SpawnHandle>,
     /// Whether the others are having a turn before the next write.
     gathering: bool,
+    /// Told once nothing waits any more.
+    flushing: Vec<oneshot::Sender<()>>,
     /// What the registry was told last.
     log_answers: bool,
 }
@@ -154,6 +162,7 @@ impl LogWriter {
             failures: 0,
             watchdog: None,
             gathering: false,
+            flushing: Vec::new(),
             log_answers: true,
         }
     }
@@ -185,7 +194,16 @@ impl LogWriter {
     fn write_if_idle(&mut self, ctx: &mut Context<Self>) {
         let something_due =
             !self.proposals.is_empty() || (self.append_due && !self.appends.is_empty());
-        if self.in_flight.is_some() || !something_due {
+        if self.in_flight.is_some() {
+            return;
+        }
+        if !something_due {
+            if self.appends.is_empty() {
+                self.append_due = false;
+                for flushed in self.flushing.drain(..) {
+                    flushed.send(()).ok();
+                }
+            }
             return;
         }
         let taken = self.proposals.len().min(BATCH_MAX);
@@ -200,7 +218,7 @@ impl LogWriter {
             appends,
         };
         // What is left goes at once behind this one.
-        self.append_due = !self.appends.is_empty();
+        self.append_due = !self.appends.is_empty() || !self.flushing.is_empty();
         self.in_flight = Some(InFlight {
             proposers,
             appenders,
@@ -381,6 +399,16 @@ impl Handler<Finish> for LogWriter {
         ctx: &mut Context<Self>,
     ) {
         self.append(What::Finish(id, finished_at), on_durable, ctx);
+    }
+}
+
+impl Handler<Flush> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, Flush(flushed): Flush, ctx: &mut Context<Self>) {
+        self.flushing.push(flushed);
+        self.append_due = true;
+        self.write_if_idle(ctx);
     }
 }
 

@@ -34,7 +34,7 @@ use unanimous_protocol::{
 use self::adoption::{Adoption, Neighbours};
 use super::{
     broken,
-    log_writer::LogWriter,
+    log_writer::{Flush, LogWriter},
     transaction::{
         Deliver, Inquire as InquireLive, Links, Progress, PublishedLowWater, TransactionActor,
         warn_of_unknown_branch,
@@ -524,7 +524,12 @@ impl Registry {
     fn tell_if_drained(&mut self) {
         if self.undecided == 0 {
             for waiting in self.drained.drain(..) {
-                waiting.send(()).ok();
+                // What rides unforced would be lost with the process, and with it what clients were told of times and
+                // reasons.
+                match &self.log_writer {
+                    Some(log_writer) => log_writer.do_send(Flush(waiting)),
+                    None => drop(waiting.send(())),
+                }
             }
         }
     }

@@ -273,6 +273,16 @@ impl Checker {
             .is_some_and(|known| known.betrayed)
     }
 
+    /// A branch will answer `vote-lost` for ever: its row was lost; or it was pruned, and the log that had it finished went
+    /// back.
+    pub(crate) fn waits_for_an_operator(&self, id: TransactionId) -> bool {
+        let known = self.transactions.get(&id);
+        known.is_some_and(|known| {
+            let pruned = known.branches.values().any(|seen| seen.pruned);
+            known.betrayed || (self.went_back && pruned)
+        })
+    }
+
     pub(crate) fn anybody_betrayed(&self) -> bool {
         self.transactions.values().any(|known| known.betrayed)
     }
@@ -304,8 +314,9 @@ impl Checker {
             .filter(|name| {
                 // Where a row was lost: it must have acknowledged, durably, before.
                 !known.branches.get(*name).is_some_and(|seen| {
+                    // Or it was pruned: an older life may come late with a finish that its successor has written.
                     matches!(seen.durable, Some(State::Committed { .. }))
-                        || (known.betrayed && seen.said_committed)
+                        || ((known.betrayed || seen.pruned) && seen.said_committed)
                 })
             })
             .cloned()

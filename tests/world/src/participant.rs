@@ -590,9 +590,8 @@ impl Participant {
         s: &mut Surroundings,
     ) -> Result<(), Crashed> {
         let prefix = mark.prefix();
-        if self.mark(prefix).is_some_and(|stored| stored > mark) {
-            return Ok(());
-        }
+        // It never falls: somebody else may have told of a later one.
+        let mark = self.mark(prefix).map_or(mark, |stored| stored.max(mark));
         s.crash_point()?;
         let below = self.rows().filter(|(id, state)| {
             let has_ended = matches!(
@@ -619,6 +618,15 @@ impl Participant {
         };
         s.carry(delay, flush);
         s.crash_point()
+    }
+
+    /// The marks that are stored.
+    pub(crate) fn marks(&self) -> Vec<TransactionId> {
+        let marks = self.disk.cells().filter_map(|(_, value)| match value {
+            Value::Mark(mark) => Some(*mark),
+            Value::Row(_) | Value::Holder(_) | Value::Account { .. } | Value::Applied(_) => None,
+        });
+        marks.collect()
     }
 
     /// Rows below the mark that is stored.

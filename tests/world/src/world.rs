@@ -597,10 +597,11 @@ impl World {
             .coordinators
             .values()
             .filter_map(Coordinator::low_water);
-        for mark in marks.collect::<Vec<_>>() {
-            for participant in self.participants.values_mut() {
+        let marks: Vec<_> = marks.collect();
+        for participant in self.participants.values_mut() {
+            for mark in participant.marks().iter().chain(&marks) {
                 // Nothing crashes any more.
-                participant.prune(mark, &mut self.s).ok();
+                participant.prune(*mark, &mut self.s).ok();
             }
         }
         for (name, participant) in &self.participants {
@@ -651,13 +652,13 @@ impl World {
             let open = record.decision.verdict == Verdict::Commit
                 && !record.decision.is_finished_at_once()
                 && record.finished_at.is_none();
-            if open && !self.s.checker.is_betrayed(record.header.id) {
+            if open && !self.s.checker.waits_for_an_operator(record.header.id) {
                 return Err(format!("AC5: {} is unfinished", record.header.id));
             }
         }
         for coordinator in self.coordinators.values() {
             let mut unfinished = coordinator.unfinished();
-            unfinished.retain(|id| !self.s.checker.is_betrayed(*id));
+            unfinished.retain(|id| !self.s.checker.waits_for_an_operator(*id));
             if !unfinished.is_empty() {
                 return Err(format!("AC5: a coordinator still holds {unfinished:?}"));
             }

@@ -77,6 +77,8 @@ fn all_worlds_keep_the_rules_and_enough_happens_in_them() {
         "log crashes that lost writes",
         "losses",
         "lost sessions",
+        "rows pruned",
+        "prepares below the low-water mark",
         "participant crashes that lost writes",
         "participants that lost durable rows",
         "lost votes that raised an alarm",

@@ -181,12 +181,14 @@ async fn a_head_or_body_that_dribbles_is_given_up_and_nobody_waits_for_it() {
         let mut raw = Raw::connect(coordinator.url()).await;
         raw.send(first.as_bytes()).await;
         let mut answer = Vec::new();
-        // A byte now and then, until it is answered or cut off.
+        // A byte now and then, until it is answered or cut off. After an answer the HTTP library may go on reading a chunked
+        // body for as long as it comes; nothing of ours waits for it.
         loop {
             assert!(begun.elapsed() < SOON, "nobody gives it up");
             match timeout(Duration::from_millis(200), raw.0.read_buf(&mut answer)).await {
                 Err(_) => raw.send(b"x").await,
                 Ok(Ok(0) | Err(_)) => break,
+                Ok(Ok(_)) if answer.ends_with(b"}") => break,
                 Ok(Ok(_)) => {}
             }
         }
