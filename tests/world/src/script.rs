@@ -211,6 +211,7 @@ impl Stage {
             }
             // what stands
             "rows" | "accounts" | "keys" => return self.shows(name, arguments),
+            "prune" => self.prune(arguments)?,
             "records" => return Ok(self.records()),
             "memory" => return self.memory(),
             "expect-alarms" => self.world.s.checker.expects_alarms = true,
@@ -230,6 +231,19 @@ impl Stage {
         } = &mut self.world;
         let participant = participants.get_mut(name).ok_or("no such participant")?;
         Ok((participant, s))
+    }
+
+    /// `prune east`: a round of pruning, by the highest mark that a coordinator would send now.
+    fn prune(&mut self, arguments: &mut ArgumentConsumer<'_>) -> Result<(), Failed> {
+        let name = participant(arguments)?;
+        let marks = self.world.coordinators.values();
+        let mark = marks
+            .filter_map(crate::coordinator::Coordinator::low_water)
+            .max();
+        let mark = mark.ok_or("no coordinator has a mark")?;
+        let (participant, s) = self.participant(&name)?;
+        participant.prune(mark, s).ok();
+        Ok(())
     }
 
     /// `start 1`: a life of node 1, also beside another. `start east`: after a crash.
