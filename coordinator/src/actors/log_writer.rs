@@ -181,6 +181,8 @@ impl LogWriter {
         // Not `notify`: this actor would handle the message before it returns to the scheduler.
         let turn = tokio::task::yield_now().into_actor(self);
         ctx.spawn(turn.map(move |(), actor, ctx| {
+            // A turn for other threads as well, which bring what the actors have a turn for; nothing where none is ready.
+            std::thread::yield_now();
             let waiting = actor.proposals.len();
             if waiting > waited && waiting < BATCH_MAX && turns_left > 0 {
                 actor.give_a_turn(turns_left - 1, ctx);
