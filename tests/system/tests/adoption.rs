@@ -8,6 +8,7 @@ use unanimous_lab::Program;
 use unanimous_lab::wait::until;
 use unanimous_protocol::id::{Node, TransactionId};
 
+use crate::support::metrics::Scrape;
 use crate::support::{Answer, Clients, Coordinator, On, SOON, Stub, branch};
 
 /// The exit code of a fenced coordinator.
@@ -103,14 +104,30 @@ async fn a_node_adopted_by_force_is_left_to_its_owner_when_that_comes_back() {
     let east = Stub::start("east").await;
     let mut owner = Coordinator::start_on_with(On::Postgres, &[&east], in_test_time).await;
     let open = owner.open().await;
+    east.hold("commit");
+    let body = json!({"branches": [branch("east")], "commit": true});
+    let owed = owner.begin(&body).await.is(200).id();
     let by_force = |program| adopts_node_1(program).arg("--force");
     let mut adopter = Coordinator::start_beside(owner.log(), &[&east], by_force).await;
     let status = owner.process.wait_exit(SOON).await.expect("it ends");
     assert_eq!(status.code(), Some(FENCED), "{status}");
     adopter.commit(&open).await.aborted("coordinator-restarted");
+    let driven = r#"unanimous_transactions{state="committing"}"#;
+    let drives = |count| move |scrape: &Scrape| scrape.value(driven) == count;
+    adopter.scraped("the adopter delivers", drives(1.0)).await;
 
     owner.kill_and_restart().await;
     says(&adopter, "somebody else runs the adopted node now").await;
+    // Two who deliver would not agree on what is finished: the owner's mark passes it, and its branches forget it.
+    adopter.scraped("the adopter lets go", drives(0.0)).await;
+    owner.scraped("the owner delivers", drives(1.0)).await;
+    assert_eq!(
+        adopter.show(&owed).await.is(200).body["state"],
+        "committing"
+    );
+    east.release("commit");
+    owner.reaches(&owed, "committed").await;
+    adopter.reaches(&owed, "committed").await;
     // By the usual rule: force was for the start.
     says(&adopter, "the node is not adopted now").await;
     for coordinator in [&owner, &adopter] {
