@@ -394,9 +394,14 @@ impl Checker {
         match outcome {
             Outcome::Committed => {
                 known.told_committed = true;
-                // Without a durable record it must be one without effects: no branch of it may be in doubt.
+                // Without a durable record it must be one without effects: no branch of it may be in doubt. But for one that
+                // voted read-only, and yes to a late duplicate: it is told "aborted" (rule 16).
                 let holds = durable.is_some_and(|d| d.verdict == Verdict::Commit)
-                    || (unforced && !known.branches.values().any(|seen| seen.said_yes));
+                    || (unforced
+                        && !known
+                            .branches
+                            .values()
+                            .any(|seen| seen.said_yes && !seen.said_read_only));
                 self.require(holds, || {
                     format!("a client is told that {id} is committed, without a durable record")
                 });
