@@ -94,6 +94,22 @@ fn a_participants_own_members_never_spoil_an_acknowledgement() {
 }
 
 #[test]
+fn a_200_that_is_not_utf8_is_unknown_also_where_nobody_reads_it() {
+    for kind in KINDS {
+        let mut body = right(kind).into_bytes();
+        let end = body.len() - 1;
+        body.splice(end..end, *b",\"x\":\"\x8e\"");
+        let answer = HttpAnswer {
+            status: 200,
+            content_type: JSON,
+            body: &body,
+        };
+        let delivery = read_reply(kind, &branch(), &answer);
+        assert!(is_unknown(&delivery), "{kind:?} {delivery:?}");
+    }
+}
+
+#[test]
 fn a_200_without_the_exact_echo_is_unknown() {
     for kind in KINDS {
         let right = right(kind);

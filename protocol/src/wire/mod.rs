@@ -35,9 +35,14 @@ pub use view::Milestones;
 /// # Errors
 /// When the body is no JSON, no object, or not what `T` expects.
 pub fn parse_object<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> serde_json::Result<T> {
-    let first = body.iter().find(|byte| !b" \t\n\r".contains(byte));
-    if first == Some(&b'{') {
-        serde_json::from_slice(body)
+    // The reader does not look into texts that it skips; a body that is not UTF-8 is no JSON all the same.
+    let text = std::str::from_utf8(body)
+        .map_err(|error| serde::de::Error::custom(format!("the body is not UTF-8: {error}")))?;
+    if text
+        .trim_start_matches([' ', '\t', '\n', '\r'])
+        .starts_with('{')
+    {
+        serde_json::from_str(text)
     } else {
         Err(serde::de::Error::custom("the body is no JSON object"))
     }

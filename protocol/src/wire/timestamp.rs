@@ -61,7 +61,12 @@ impl std::str::FromStr for Timestamp {
             return Err(FORM);
         }
         let seconds = (hour * 60 + minute) * 60 + second;
-        Ok(Self(WallMillis(days * DAY_MS + seconds * 1_000 + milli)))
+        let millis = days * DAY_MS + seconds * 1_000 + milli;
+        // The leap second of the year 9999 would be in a year that RFC 3339 can not write.
+        if civil_from_days(millis.div_euclid(DAY_MS)).0 > 9_999 {
+            return Err(FORM);
+        }
+        Ok(Self(WallMillis(millis)))
     }
 }
 
@@ -162,6 +167,7 @@ mod tests {
             "2026-11-21T24:00:00Z",
             "2026-11-21T13:60:00Z",
             "2026-11-21T13:30:61Z",
+            "9999-12-31T23:59:60Z",
             "+026-11-21T13:30:20Z",
         ] {
             assert!(text.parse::<Timestamp>().is_err(), "{text:?}");
