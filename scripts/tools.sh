@@ -24,6 +24,10 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
+may_install() {
+    have apt-get && { [ "${CI:-}" = true ] || [ "$(id -u)" = 0 ]; }
+}
+
 install_package() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"
 }
@@ -40,7 +44,7 @@ install_postgres() {
 have setpriv || fail "setpriv is missing: it is part of util-linux; tests and demo need Linux"
 
 if ! has_postgres; then
-    if have apt-get && { [ "${CI:-}" = true ] || [ "$(id -u)" = 0 ]; }; then
+    if may_install; then
         install_postgres
     else
         fail "the Postgres server programs (initdb, postgres) are missing. Debian, Ubuntu:" \
@@ -51,10 +55,19 @@ fi
 
 [ "${1:-}" = postgres ] && exit 0
 
-# A test types what the pages tell a reader to type.
-for program in curl psql sqlite3; do
-    have "$program" || fail "$program is missing: the documentation's examples are run with it. Debian," \
-        "Ubuntu: apt-get install curl postgresql-client sqlite3"
+# A test types what the pages tell a reader to type; another one makes certificates.
+updated=
+for wanted in curl:curl psql:postgresql-client sqlite3:sqlite3 openssl:openssl; do
+    program=${wanted%:*} package=${wanted#*:}
+    have "$program" && continue
+    if may_install; then
+        [ -n "$updated" ] || as_root apt-get update
+        updated=yes
+        install_package "$package"
+    else
+        fail "$program is missing, which tests run. Debian, Ubuntu: apt-get install $package;" \
+            "elsewhere install the package that has it"
+    fi
 done
 
 if ! cargo nextest --version >/dev/null 2>&1; then
