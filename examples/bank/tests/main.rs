@@ -60,14 +60,22 @@ impl Drop for Bank {
 
 impl Bank {
     fn serve(database: &str) -> Self {
-        let mut process = Command::new(BANK)
+        Self::ready(Self::starting(database).spawn().unwrap())
+    }
+
+    fn starting(database: &str) -> Command {
+        let mut command = Command::new(BANK);
+        command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .env("BANK_NAME", "east")
             .env("BANK_DATABASE_URL", database)
             .env("BANK_COORDINATOR", "http://127.0.0.1:9")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        command
+    }
+
+    /// Waits until it is.
+    fn ready(mut process: Child) -> Self {
         let mut line = String::new();
         let stdout = process.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut line).unwrap();
@@ -265,18 +273,21 @@ async fn a_bank_whose_database_is_not_there_yet_waits_for_it() {
     let (_, name) = later.rsplit_once('/').unwrap();
     let (admin, connection) = tokio_postgres::connect(&database, NoTls).await.unwrap();
     tokio::spawn(connection);
-    let starting = tokio::task::spawn_blocking({
-        let later = later.clone();
-        move || Bank::serve(&later)
-    });
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    assert!(!starting.is_finished());
+    let mut starting = Bank::starting(&later)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(starting.stderr.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("not ready yet")));
+    // It goes on saying so, and somebody has to read it.
+    std::thread::spawn(move || said.for_each(drop));
+    assert!(starting.try_wait().unwrap().is_none(), "it waits");
     admin
         .batch_execute(&format!("CREATE DATABASE {name}"))
         .await
         .unwrap();
     init(&later, 1, 1);
-    let bank = starting.await.unwrap();
+    let bank = Bank::ready(starting);
     assert_eq!(bank.get("/readyz").await.0, 200);
     // Gone again: not ready, and it says so in bounded time.
     for statement in [

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 use unanimous_protocol::{
     id::{Node, ParticipantName},
-    life::{Head, Writer},
+    life::{Head, Life, Writer},
     record::Record,
 };
 
@@ -188,12 +188,9 @@ impl Registry {
         self.report_condition(ctx);
     }
 
-    /// What this life drove there is driven by the node's owner, from the same records. Two who drive it would not agree on
-    /// what is finished: the owner's low-water mark passes an id, its branches forget it, and the other one is told
-    /// `vote-lost` (rule 15).
     fn let_go_of(&mut self, node: Node) {
-        let theirs = self.transactions.keys().filter(|id| id.node() == node);
-        for id in theirs.copied().collect::<Vec<_>>() {
+        let all = self.transactions.keys().copied();
+        for id in all.filter(|id| Life::leaves(node, *id)).collect::<Vec<_>>() {
             if let Some(live) = self.transactions.get(&id) {
                 live.actor.do_send(LetGo);
             }

@@ -108,8 +108,13 @@ impl Log {
         writes.expect("the log counts its decision writes")
     }
 
-    /// From now on every decision write waits, until what this returns is dropped.
-    pub(crate) async fn hold_writes(&self) -> HeldWrites {
+    /// From now on a write that decides the transaction with this key waits, until what this returns is dropped: in SQLite
+    /// for the right to write, in Postgres in the midst of its statement.
+    pub(crate) async fn hold_decision(&self, key: &str) -> HeldWrites {
+        // Whoever inserts another record with the key waits to see what becomes of this one.
+        const TAKE_THE_KEY: &str = "INSERT INTO record (id, node, idempotency_key, request, labels, created_at, \
+            deadline, outcome, branches, second_phase, decided_at) \
+            VALUES (gen_random_uuid(), 0, $1, decode(repeat('00', 32), 'hex'), '[]', 0, 0, 'committed', '[]', false, 0)";
         let hold = "the log's writers can be held";
         match self {
             Self::Sqlite { path, .. } => {
@@ -122,8 +127,10 @@ impl Log {
             }
             Self::Postgres(url) => {
                 let mut connection = connect(url).await;
-                let lock = sqlx::raw_sql("BEGIN; SELECT 1 FROM epoch FOR UPDATE");
-                lock.execute(&mut connection).await.expect(hold);
+                let begun = sqlx::query("BEGIN").execute(&mut connection);
+                begun.await.expect(hold);
+                let taken = sqlx::query(TAKE_THE_KEY).bind(key).execute(&mut connection);
+                taken.await.expect(hold);
                 HeldWrites::Postgres {
                     _connection: connection,
                 }
@@ -162,7 +169,7 @@ impl Log {
     }
 }
 
-/// A local transaction that holds what every decision write needs. Dropped, it is rolled back.
+/// A local transaction that holds what a decision write needs. Dropped, it is rolled back.
 pub(crate) enum HeldWrites {
     Sqlite { _connection: SqliteConnection },
     Postgres { _connection: PgConnection },
