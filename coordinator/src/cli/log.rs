@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use crate::{
-    app,
+    actors, app,
     config::LogUrl,
     telemetry::{self, LogFormat},
 };
@@ -51,7 +51,7 @@ pub(super) struct LogArgs {
 pub(super) fn run(command: LogCommand) -> anyhow::Result<ExitCode> {
     let LogCommand::NewIdentity(LogArgs { log, log_format }) = command;
     let _logging = telemetry::start(log_format.unwrap_or_default());
-    actix::System::new().block_on(async {
+    actors::run(async {
         let opened = app::open_existing_log(&log).await?;
         let change = opened
             .new_identity()
