@@ -17,6 +17,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod courier;
+mod crash;
 pub mod http;
 pub mod log;
 pub mod metrics;

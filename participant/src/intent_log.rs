@@ -32,7 +32,10 @@ use unanimous_protocol::{
     wire::{BranchState, Timestamp},
 };
 
-use crate::tx::{Tx, describe};
+use crate::{
+    crash,
+    tx::{Tx, describe},
+};
 
 /// Why the intent log did not do what it was asked; the variants differ in what the caller does next.
 #[derive(Debug, thiserror::Error)]
@@ -428,8 +431,11 @@ impl Local {
             let committed = connection.batch_execute(commit).await;
             committed.map_err(at_commit)
         }));
+        let row = plan.store.as_ref().map(|row| &row.state);
+        crash::before_commit(row);
         // The first failure in their order: what failed, and not what failed because of it.
         try_join_all(steps).await?;
+        crash::after_commit(row);
         // Clean: the only way back into the pool but a clean rollback.
         self.connection = None;
         Ok(())

@@ -128,6 +128,7 @@ mod actix;
 mod branch;
 mod calls;
 mod connections;
+mod crash;
 mod http;
 mod inquiry;
 mod intent_log;

@@ -27,6 +27,7 @@ use super::{
     registry::{LogAnswers, LogRefused, Registry},
 };
 use crate::{
+    crash,
     log::{Appends, Batch, Decided, DecisionLog, WriteError},
     metrics::Metrics,
     telemetry::chain,
@@ -250,9 +251,15 @@ impl LogWriter {
             }
             let began = Instant::now();
             let result = if batch.proposals.is_empty() {
-                log.append(&writer, &batch.appends).await.map(|()| None)
+                crash::point("append-before");
+                let appended = log.append(&writer, &batch.appends).await;
+                crash::point("append-after");
+                appended.map(|()| None)
             } else {
-                log.decide(&writer, &batch).await.map(Some)
+                crash::point("decision-before");
+                let decided = log.decide(&writer, &batch).await;
+                crash::point("decision-after");
+                decided.map(Some)
             };
             Written {
                 batch,

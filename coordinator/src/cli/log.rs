@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use crate::{
     actors, app,
     config::LogUrl,
+    crash,
     telemetry::{self, LogFormat},
 };
 
@@ -53,10 +54,10 @@ pub(super) fn run(command: LogCommand) -> anyhow::Result<ExitCode> {
     let _logging = telemetry::start(log_format.unwrap_or_default());
     actors::run(async {
         let opened = app::open_existing_log(&log).await?;
-        let change = opened
-            .new_identity()
-            .await
-            .with_context(|| format!("{log} has no new identity"))?;
+        crash::point("new-identity-before");
+        let change = opened.new_identity().await;
+        crash::point("new-identity-after");
+        let change = change.with_context(|| format!("{log} has no new identity"))?;
         let (former, present) = (change.former, change.present);
         writeln!(std::io::stdout(), "identity={present} former={former}")
             .context("standard output is closed")?;

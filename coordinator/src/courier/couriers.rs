@@ -24,7 +24,10 @@ use super::{
     Call, Endpoint, Limits, Stats, Transport,
     queue::{Action, Departure, Queue},
 };
-use crate::metrics::calls::{Calls, CallsTo};
+use crate::{
+    crash,
+    metrics::calls::{Calls, CallsTo},
+};
 
 /// All couriers of a coordinator, and the table of who is registered where. Cheap to clone; when the last clone is
 /// dropped, they close.
@@ -314,7 +317,10 @@ impl Courier {
             on_done,
         } = departure;
         let (kind, left_at) = (outgoing.request.kind(), Instant::now());
-        let delivery = match timeout(limit, self.transport.call(&to, outgoing)).await {
+        crash::before_call(kind);
+        let ended = timeout(limit, self.transport.call(&to, outgoing)).await;
+        crash::after_call(kind);
+        let delivery = match ended {
             Ok(ended) => {
                 self.happens(|queue, now, actions| queue.ended(ticket, &ended, now, actions));
                 ended.into_delivery()

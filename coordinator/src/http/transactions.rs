@@ -26,10 +26,13 @@ use super::{
     location,
     problem::ApiProblem,
 };
-use crate::actors::{
-    Address,
-    registry::{Begin, BeginOutcome, Find, Found, Inquire, Inquired, Registry},
-    transaction::{Deliver, Enlist, EnlistOutcome, Show, TransactionActor, Until, Watch},
+use crate::{
+    actors::{
+        Address,
+        registry::{Begin, BeginOutcome, Find, Found, Inquire, Inquired, Registry},
+        transaction::{Deliver, Enlist, EnlistOutcome, Show, TransactionActor, Until, Watch},
+    },
+    crash,
 };
 
 /// The deadline of a transaction whose client names none, in milliseconds.
@@ -296,6 +299,7 @@ fn judged(id: TransactionId, judgement: Judgement) -> Result<TransactionView, Ap
 }
 
 fn commit_answer(view: TransactionView, wait: Wait) -> Answer {
+    crash::point("client-answer");
     let applied = view.state == TransactionState::Committed;
     let mut response = match view.outcome {
         Some(Outcome::Aborted) => return Err(ApiProblem::Aborted(Box::new(view))),
@@ -354,6 +358,7 @@ pub async fn abort(
     }
     let until = holding_until(&place, body.wait_ms).await;
     let view = awaited(&registry, id, place, Wait::Decided, until).await?;
+    crash::point("client-abort-answer");
     match view.outcome {
         Some(Outcome::Aborted) => Ok(HttpResponse::Ok().json(view)),
         Some(Outcome::Committed) => Err(ApiProblem::Committed(Box::new(view))),
@@ -451,13 +456,16 @@ pub async fn outcome(request: HttpRequest, registry: Data<Address<Registry>>) ->
         })
         .await
     {
-        Ok(Inquired::Inform(outcome)) => Ok(HttpResponse::Ok()
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .json(OutcomeAnswer {
-                transaction: transaction.to_string(),
-                participant: participant.to_string(),
-                outcome,
-            })),
+        Ok(Inquired::Inform(outcome)) => {
+            crash::point("inquiry-answer");
+            Ok(HttpResponse::Ok()
+                .insert_header((header::CACHE_CONTROL, "no-store"))
+                .json(OutcomeAnswer {
+                    transaction: transaction.to_string(),
+                    participant: participant.to_string(),
+                    outcome,
+                }))
+        }
         Ok(Inquired::Foreign) => Err(ApiProblem::Foreign(transaction)),
         Ok(Inquired::LogUnavailable) | Err(_) => Err(ApiProblem::LogUnavailable),
     }

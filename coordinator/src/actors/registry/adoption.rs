@@ -23,6 +23,7 @@ use unanimous_protocol::{
 use super::{Registry, participants::register_stored};
 use crate::{
     actors::{broken, transaction::LetGo},
+    crash,
     log::{Abandoned, DecisionLog, LogError, NotAdopted, Opened},
 };
 
@@ -249,14 +250,19 @@ async fn look(
     look: &mut Look,
 ) -> Result<(), LogError> {
     for (at, writer) in runs.iter().enumerate() {
+        crash::point("mark-before");
         log.mark(writer).await?;
+        crash::point("mark-after");
         // The own node is observed every second.
         if at > 0 {
             look.heads.push((*writer, log.head(writer.node).await?));
         }
     }
     for (node, unseen_for) in wanted {
-        let tried = match log.adopt(node, unseen_for).await? {
+        crash::point("adopt-before");
+        let adopted = log.adopt(node, unseen_for).await?;
+        crash::point("adopt-after");
+        let tried = match adopted {
             // Where this fails the epoch stays opened by nobody, and is adopted like any other.
             Ok(opened) => {
                 let unfinished = log.unfinished(node).await?;
