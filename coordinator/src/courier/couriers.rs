@@ -6,15 +6,11 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, PoisonError},
 };
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use tokio::{
-    runtime::Handle,
-    sync::Notify,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::Instant;
 use unanimous_protocol::{
     id::{ParticipantName, TransactionId},
     message::Delivery,
@@ -23,6 +19,7 @@ use unanimous_protocol::{
 use super::{
     Call, Endpoint, Limits, Stats, Transport,
     queue::{Action, Departure, Queue},
+    threads::{Handle, Mutex, MutexGuard, Notify, RwLock, now, sleep_until, timeout},
 };
 use crate::{
     crash,
@@ -142,7 +139,7 @@ impl Couriers {
         let couriers = self.shared.all().into_iter();
         couriers
             .map(|(name, courier)| {
-                let stats = courier.desk().queue.stats(Instant::now());
+                let stats = courier.desk().queue.stats(now());
                 (name, stats)
             })
             .collect()
@@ -239,7 +236,7 @@ impl Courier {
         let timer_is_late = {
             let mut desk = self.desk();
             // Read under the lock, so that time never runs backwards in the queue.
-            event(&mut desk.queue, Instant::now(), &mut actions);
+            event(&mut desk.queue, now(), &mut actions);
             let due = desk.queue.next_tick();
             let late = match (due, desk.timer) {
                 (Some(due), Some(timer)) => due < timer,
@@ -265,7 +262,7 @@ impl Courier {
                 if desk.queue.is_closed() {
                     return;
                 }
-                desk.queue.tick(Instant::now(), &mut actions);
+                desk.queue.tick(now(), &mut actions);
                 desk.timer = desk.queue.next_tick();
                 desk.timer
             };
@@ -316,7 +313,7 @@ impl Courier {
             timeout: limit,
             on_done,
         } = departure;
-        let (kind, left_at) = (outgoing.request.kind(), Instant::now());
+        let (kind, left_at) = (outgoing.request.kind(), now());
         crash::before_call(kind);
         let ended = timeout(limit, self.transport.call(&to, outgoing)).await;
         crash::after_call(kind);
@@ -331,7 +328,8 @@ impl Courier {
                 Delivery::Unknown(error)
             }
         };
-        self.calls.ended(kind, &delivery, left_at.elapsed());
+        self.calls
+            .ended(kind, &delivery, now().duration_since(left_at));
         on_done(delivery);
     }
 }
