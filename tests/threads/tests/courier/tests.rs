@@ -13,7 +13,10 @@ use unanimous_protocol::{
     trace::TraceContext,
 };
 
-use super::{Backoff, Call, Couriers, Ended, Endpoint, Limits, Outgoing, Transport, threads};
+use super::{
+    Backoff, Call, Couriers, Ended, Endpoint, Limits, Outgoing, Transport,
+    threads::{self, Handle},
+};
 use crate::{explore, metrics::calls::Calls};
 
 const IN_FLIGHT_MAX: usize = 2;
@@ -149,7 +152,7 @@ impl Drop for Away {
     }
 }
 
-fn couriers(book: &Arc<Book>) -> Couriers {
+fn couriers(book: &Arc<Book>, tasks: &Handle) -> Couriers {
     let soon = Backoff {
         first: Duration::from_millis(1),
         longest: Duration::from_millis(8),
@@ -166,7 +169,7 @@ fn couriers(book: &Arc<Book>) -> Couriers {
     let line = Arc::new(Line {
         book: Arc::clone(book),
     });
-    Couriers::new(limits, line, threads::Handle, 7, Calls)
+    Couriers::new(limits, line, tasks.clone(), 7, Calls)
 }
 
 fn call(book: &Arc<Book>, number: u64, kind: RequestKind, attempt: u32) -> Call {
@@ -205,7 +208,7 @@ fn call(book: &Arc<Book>, number: u64, kind: RequestKind, attempt: u32) -> Call 
 fn every_call_is_reported_once_or_withdrawn_and_a_commit_never_is() {
     explore(|| {
         let book = Arc::new(Book::default());
-        let couriers = couriers(&book);
+        let couriers = couriers(&book, &Handle::default());
         let send = |numbers: std::ops::Range<u64>| {
             let (couriers, book) = (couriers.clone(), Arc::clone(&book));
             thread::spawn(move || {
@@ -263,12 +266,13 @@ fn every_call_is_reported_once_or_withdrawn_and_a_commit_never_is() {
     });
 }
 
-/// Closing while others send: nothing hangs, and every call is reported or dropped.
+/// Closing while others send: nothing hangs, every call is reported or dropped, and no task is left.
 #[test]
 fn couriers_that_close_leave_nobody_waiting() {
     explore(|| {
         let book = Arc::new(Book::default());
-        let couriers = couriers(&book);
+        let tasks = Handle::default();
+        let couriers = couriers(&book, &tasks);
         couriers.register(&east(), at_east());
         let sender = {
             let (couriers, book) = (couriers.clone(), Arc::clone(&book));
@@ -277,13 +281,18 @@ fn couriers_that_close_leave_nobody_waiting() {
                     couriers.send(call(&book, number, RequestKind::Commit, 1));
                     couriers.send(call(&book, number, RequestKind::Commit, 2));
                 }
+                // Of somebody whom nobody has heard of: his courier begins with this call.
+                let mut first = call(&book, 3, RequestKind::Commit, 1);
+                first.branch.participant = "west".parse().unwrap();
+                couriers.send(first);
             })
         };
         couriers.close();
         sender.join().unwrap();
         drop(couriers);
-        for (call, fates) in book.until_settled(6) {
+        for (call, fates) in book.until_settled(7) {
             assert_eq!(fates.len(), 1, "{call:?}: {fates:?}");
         }
+        tasks.until_all_have_ended();
     });
 }

@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::pin,
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     task::{Poll, Waker},
     time::Duration,
 };
@@ -40,13 +40,24 @@ pub(super) async fn timeout<T>(limit: Duration, future: impl Future<Output = T>)
     }
 }
 
-/// Where tasks are spawned.
-#[derive(Clone)]
-pub(super) struct Handle;
+/// Where tasks are spawned, and counted.
+#[derive(Clone, Default)]
+pub(super) struct Handle(Arc<AtomicU64>);
 
 impl Handle {
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        drop(shuttle::future::spawn(task));
+        let running = Arc::clone(&self.0);
+        running.fetch_add(1, Ordering::SeqCst);
+        drop(shuttle::future::spawn(async move {
+            task.await;
+            running.fetch_sub(1, Ordering::SeqCst);
+        }));
+    }
+
+    pub(super) fn until_all_have_ended(&self) {
+        while self.0.load(Ordering::SeqCst) > 0 {
+            shuttle::thread::yield_now();
+        }
     }
 }
 
