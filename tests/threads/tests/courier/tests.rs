@@ -85,7 +85,7 @@ struct Ticket {
 }
 
 impl Ticket {
-    fn is_reported(mut self) {
+    fn report(mut self) {
         self.reported = true;
     }
 }
@@ -198,7 +198,7 @@ fn call(book: &Arc<Book>, number: u64, kind: RequestKind, attempt: u32) -> Call 
         begun_at_ms: 0,
         low_water: None,
         trace: TraceContext::begun(1),
-        on_done: Box::new(move |_| ticket.is_reported()),
+        on_done: Box::new(move |_| ticket.report()),
     }
 }
 
@@ -208,7 +208,8 @@ fn call(book: &Arc<Book>, number: u64, kind: RequestKind, attempt: u32) -> Call 
 fn every_call_is_reported_once_or_withdrawn_and_a_commit_never_is() {
     explore(|| {
         let book = Arc::new(Book::default());
-        let couriers = couriers(&book, &Handle::default());
+        let tasks = Handle::default();
+        let couriers = couriers(&book, &tasks);
         let send = |numbers: std::ops::Range<u64>| {
             let (couriers, book) = (couriers.clone(), Arc::clone(&book));
             thread::spawn(move || {
@@ -262,7 +263,9 @@ fn every_call_is_reported_once_or_withdrawn_and_a_commit_never_is() {
         for waiting in [stats.prepares, stats.commits, stats.aborts] {
             assert_eq!(waiting.ready + waiting.backing_off, 0, "{stats:?}");
         }
-        couriers.close();
+        // The last clone closes them.
+        drop(couriers);
+        tasks.until_all_have_ended();
     });
 }
 
@@ -289,10 +292,10 @@ fn couriers_that_close_leave_nobody_waiting() {
         };
         couriers.close();
         sender.join().unwrap();
-        drop(couriers);
         for (call, fates) in book.until_settled(7) {
             assert_eq!(fates.len(), 1, "{call:?}: {fates:?}");
         }
         tasks.until_all_have_ended();
+        drop(couriers);
     });
 }
