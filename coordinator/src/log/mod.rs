@@ -13,6 +13,7 @@ use unanimous_protocol::{
     record::{Decision, IdempotencyKey, Record, Standing, WallMillis},
 };
 
+mod answers;
 mod batch;
 #[cfg(test)]
 mod contract;

@@ -51,8 +51,11 @@ use self::{
 };
 use super::{
     Abandoned, Appends, Batch, Cause, Decided, DecisionLog, Filter, Found, IdentityChange,
-    LogError, NotAdopted, Opened, Position, Refused, Removal, View, WriteError, damaged,
-    history::meant, parsed, standing, unfenced,
+    LogError, NotAdopted, Opened, Position, Refused, Removal, View, WriteError,
+    answers::{self, Admitted, Answers, Inserted},
+    damaged,
+    history::meant,
+    parsed, unfenced,
 };
 
 mod notices;
@@ -614,14 +617,6 @@ fn lost(transaction: TransactionId, cause: &(dyn std::error::Error + 'static)) {
     tracing::error!(%transaction, error = %crate::telemetry::chain(cause), "an unforced record was refused");
 }
 
-/// What became of one proposal.
-enum Inserted {
-    Yes,
-    /// Its id or its key is there already.
-    No,
-    Refused(Cause),
-}
-
 /// Writes a batch, and tells what became of each row and the counter.
 async fn decide(
     connection: &mut PgConnection,
@@ -907,56 +902,21 @@ impl DecisionLog for PostgresLog {
 
     async fn decide(&self, writer: &Writer, batch: &Batch) -> Result<Decided, WriteError> {
         let writer = *writer;
-        let mut refusals = BTreeMap::new();
-        let mut rows = Vec::with_capacity(batch.proposals.len());
-        for (at, proposal) in batch.proposals.iter().enumerate() {
-            match super::admit(&writer, proposal).and_then(|()| Row::of(proposal)) {
-                Ok(row) => rows.push(row),
-                Err(refused) => drop(refusals.insert(at, refused)),
-            }
-        }
+        let (admitted, rows) = Admitted::of(&writer, &batch.proposals, Row::of);
         let riding = Riding::of(&batch.appends);
 
-        /// For each row in order: `None` where it was inserted.
-        type Rows = Vec<Result<Option<Found>, Refused>>;
-        let job: Job<(u64, Rows)> = Box::new(move |connection| {
+        let job: Job<(u64, Answers)> = Box::new(move |connection| {
             Box::pin(async move {
                 let (decisions, inserted) = decide(connection, &writer, &rows, &riding).await?;
-                let in_the_way = rows.iter().zip(&inserted);
-                let in_the_way: Vec<_> = in_the_way
-                    .filter(|(_, inserted)| matches!(inserted, Inserted::No))
-                    .map(|(row, _)| row)
-                    .collect();
-                let mut found = standings(connection, &in_the_way).await?;
-                let answers = rows
-                    .iter()
-                    .zip(inserted)
-                    .map(|(row, inserted)| match inserted {
-                        Inserted::Yes => Ok(None),
-                        Inserted::No => Ok(found.next()),
-                        Inserted::Refused(cause) => Err(Refused {
-                            transaction: row.id,
-                            cause,
-                        }),
-                    });
-                Ok((decisions, answers.collect()))
+                let in_the_way = answers::in_the_way(&rows, &inserted);
+                let found = standings(connection, &in_the_way).await?;
+                Ok((decisions, answers::joined(&rows, inserted, found)))
             })
         });
         let (decisions, answers) = self.core.write(job).await?;
 
-        let mut answers = answers.into_iter();
-        let mut standings = Vec::with_capacity(batch.proposals.len());
-        for (at, proposal) in batch.proposals.iter().enumerate() {
-            standings.push(match refusals.remove(&at) {
-                Some(refused) => Err(refused),
-                None => answers
-                    .next()
-                    .ok_or_else(|| damaged("a proposal has no answer"))?
-                    .map(|found| standing(proposal, found)),
-            });
-        }
         Ok(Decided {
-            standings,
+            standings: admitted.standings(&batch.proposals, answers)?,
             decisions,
         })
     }
