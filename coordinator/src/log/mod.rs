@@ -22,6 +22,7 @@ mod history;
 pub mod memory;
 pub mod postgres;
 pub mod sqlite;
+mod trust;
 
 pub use batch::{Appends, Batch};
 pub use history::{Filter, Position};

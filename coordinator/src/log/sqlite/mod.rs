@@ -19,13 +19,7 @@ mod rows;
 mod sql;
 mod writing;
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::Path,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
@@ -57,7 +51,9 @@ use super::{
     answers::{self, Admitted, Answers},
     damaged,
     history::meant,
-    parsed, unfenced,
+    parsed,
+    trust::Trust,
+    unfenced,
 };
 
 /// How long a connection waits for another program that holds the file, a backup say.
@@ -127,7 +123,7 @@ impl SqliteLog {
                 writing_options,
                 readers,
                 went_back: beside(path, ".went-back"),
-                broken: OnceLock::new(),
+                trust: Trust::default(),
                 #[cfg(test)]
                 before_commit: super::memory::Gate::default(),
             }),
@@ -225,7 +221,7 @@ impl DecisionLog for SqliteLog {
     async fn head(&self, node: Node) -> Result<Head, LogError> {
         let query = sqlx::query(HEAD).bind(node.0);
         let row = self.read(query.fetch_one(&self.core.readers)).await?;
-        self.core.noting(head(&row))
+        self.core.trust.noting(head(&row))
     }
 
     async fn decide(&self, writer: &Writer, batch: &Batch) -> Result<Decided, WriteError> {
@@ -280,7 +276,7 @@ impl DecisionLog for SqliteLog {
             .bind(id.to_bytes().to_vec())
             .bind(id.node().0);
         let row = self.read(query.fetch_one(&self.core.readers)).await?;
-        self.core.noting(view(&row))
+        self.core.trust.noting(view(&row))
     }
 
     async fn by_key(&self, keys: &[IdempotencyKey]) -> Result<Vec<Option<Record>>, LogError> {
@@ -289,7 +285,7 @@ impl DecisionLog for SqliteLog {
         let rows = self.read(query.fetch_all(&self.core.readers)).await?;
         let mut found = BTreeMap::new();
         for row in &rows {
-            let record = self.core.noting(record(row))?;
+            let record = self.core.trust.noting(record(row))?;
             if let Some(claim) = &record.header.key {
                 found.insert(claim.key.clone(), record);
             }
@@ -300,7 +296,7 @@ impl DecisionLog for SqliteLog {
     async fn unfinished(&self, node: Node) -> Result<Vec<Record>, LogError> {
         let query = sqlx::query(UNFINISHED).bind(node.0.to_be_bytes().to_vec());
         let rows = self.read(query.fetch_all(&self.core.readers)).await?;
-        self.core.noting(rows.iter().map(record).collect())
+        self.core.trust.noting(rows.iter().map(record).collect())
     }
 
     async fn went_back(&self) -> Result<Option<String>, LogError> {
@@ -389,7 +385,7 @@ impl DecisionLog for SqliteLog {
             .bind(unfinished)
             .bind(json(&filter.labels)?);
         let rows = self.read(query.fetch_all(&self.core.readers)).await?;
-        self.core.noting(rows.iter().map(record).collect())
+        self.core.trust.noting(rows.iter().map(record).collect())
     }
 
     async fn participants(&self) -> Result<Vec<(ParticipantName, String)>, LogError> {
@@ -399,7 +395,7 @@ impl DecisionLog for SqliteLog {
             let name = parsed("name", row.try_get::<&str, _>("name")?.parse())?;
             Ok((name, row.try_get("url")?))
         };
-        self.core.noting::<_>(
+        self.core.trust.noting::<_>(
             rows.iter()
                 .map(participant)
                 .collect::<Result<_, LogError>>(),
@@ -504,8 +500,8 @@ impl SqliteLog {
         &self,
         query: impl Future<Output = Result<T, sqlx::Error>> + Send,
     ) -> Result<T, LogError> {
-        self.core.check_trusted()?;
-        self.core.noting(query.await)
+        self.core.trust.check()?;
+        self.core.trust.noting(query.await)
     }
 }
 

@@ -1,10 +1,6 @@
 //! The one connection that writes: each write transaction in a task of its own, and what a failure leaves behind.
 
-use std::{
-    fs::File,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
-};
+use std::{fs::File, path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use sqlx::{ConnectOptions as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
@@ -14,7 +10,7 @@ use super::{
     codes::{code, sqlite_code},
     file::checkpoint,
 };
-use crate::log::{LogError, WriteError};
+use crate::log::{LogError, WriteError, trust::Trust};
 
 /// Pages of WAL that are left to checkpoint before it is done: as SQLite's own default.
 const CHECKPOINT_AFTER_PAGES: i64 = 1000;
@@ -26,8 +22,7 @@ pub(super) struct Core {
     pub(super) readers: SqlitePool,
     /// `PATH.went-back`: beside the file, for what is in it goes back with it.
     pub(super) went_back: PathBuf,
-    /// Set by the first failure after which nothing here may be believed. Every later call fails with it.
-    pub(super) broken: OnceLock<String>,
+    pub(super) trust: Trust,
     /// Lets a test hold a write between its check and its commit.
     #[cfg(test)]
     pub(super) before_commit: crate::log::memory::Gate,
@@ -71,13 +66,13 @@ impl Core {
     }
 
     async fn write_on<T>(&self, writing: &mut Writing, job: Job<T>) -> Result<T, WriteError> {
-        self.check_trusted()?;
+        self.trust.check()?;
         if writing.lock.is_none() {
             return Err(WriteError::Unavailable("the log was closed".into()));
         }
         let connection = match &mut writing.connection {
             Some(connection) => connection,
-            none => none.insert(self.noting(self.writing_options.connect().await)?),
+            none => none.insert(self.trust.noting(self.writing_options.connect().await)?),
         };
         let result = self.transact(connection, job).await;
         if result.is_err() && !rolled_back(connection).await {
@@ -93,19 +88,20 @@ impl Core {
         job: Job<T>,
     ) -> Result<T, WriteError> {
         // Takes the write lock before anything is read, so that what is checked still holds at the commit.
-        self.noting(
+        self.trust.noting(
             sqlx::query("BEGIN IMMEDIATE")
                 .execute(&mut *connection)
                 .await,
         )?;
         let done = job(connection).await.inspect_err(|error| {
             if let WriteError::Broken(cause) = error {
-                self.distrust(cause.to_string());
+                self.trust.lose(cause.to_string());
             }
         })?;
         #[cfg(test)]
         self.before_commit.pass().await;
-        self.noting(sqlx::query("COMMIT").execute(connection).await)?;
+        self.trust
+            .noting(sqlx::query("COMMIT").execute(connection).await)?;
         Ok(done)
     }
 
@@ -121,7 +117,7 @@ impl Core {
         };
         match done.await {
             Ok(()) => {}
-            Err(LogError::Broken(cause)) => self.distrust(cause.to_string()),
+            Err(LogError::Broken(cause)) => self.trust.lose(cause.to_string()),
             // The WAL grows until a later one succeeds; what is in it is durable.
             Err(LogError::Unavailable(cause)) => {
                 tracing::warn!(
@@ -130,27 +126,6 @@ impl Core {
                 );
             }
         }
-    }
-
-    /// From now on every call fails: the process is to end, and must not say anything on the way.
-    fn distrust(&self, cause: String) {
-        self.broken.get_or_init(|| cause);
-    }
-
-    pub(super) fn check_trusted(&self) -> Result<(), LogError> {
-        match self.broken.get() {
-            None => Ok(()),
-            Some(cause) => Err(LogError::Broken(cause.clone().into())),
-        }
-    }
-
-    /// Sorts an error, and remembers it if nothing may be believed any more.
-    pub(super) fn noting<T>(&self, result: Result<T, impl Into<LogError>>) -> Result<T, LogError> {
-        result.map_err(Into::into).inspect_err(|error| {
-            if let LogError::Broken(cause) = error {
-                self.distrust(cause.to_string());
-            }
-        })
     }
 }
 
