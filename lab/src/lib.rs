@@ -10,12 +10,16 @@
 
 pub mod audit;
 pub mod demo;
+pub mod fault;
 pub mod gate;
 pub mod lean;
+pub mod load;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod recovery;
 pub mod scratch;
+pub mod server;
 pub mod testing;
 pub mod town;
 pub mod transfer;
@@ -23,8 +27,11 @@ pub mod wait;
 
 mod spawn;
 mod tree;
+mod vault;
 
+pub use fault::{Fault, Victim};
 pub use gate::Gate;
+pub use load::{Load, Transfers};
 pub use postgres::{Cluster, Options, Stop, Template};
 pub use process::{Process, Program};
 pub use spawn::{DeathSignal, command_that_dies_with_us, spawn};

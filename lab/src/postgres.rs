@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 
+use crate::server::without_password;
 use crate::spawn::DeathSignal;
 use crate::wait::until;
 use crate::{Process, Program, ports, scratch};
@@ -336,6 +337,11 @@ impl Cluster {
         create_database(&self.admin_url(), prefix).await
     }
 
+    /// Leaves its data where it is when it is dropped.
+    pub(crate) fn keep(&mut self) {
+        self.directory.disable_cleanup(true);
+    }
+
     /// The server's log, of all its lives.
     pub fn output(&self) -> anyhow::Result<String> {
         self.server.output()
@@ -504,7 +510,7 @@ pub(crate) async fn create_database(admin_url: &str, prefix: &str) -> anyhow::Re
 pub async fn connect(url: &str) -> anyhow::Result<Client> {
     let (client, connection) = tokio_postgres::connect(url, NoTls)
         .await
-        .with_context(|| format!("cannot connect to {url}"))?;
+        .with_context(|| format!("cannot connect to {}", without_password(url)))?;
     // An error of the connection is seen by whoever uses the client.
     tokio::spawn(connection);
     Ok(client)

@@ -74,7 +74,7 @@ impl From<Positive> for i64 {
 }
 
 /// The bank as a participant.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Bank;
 
 impl Resource for Bank {

@@ -157,9 +157,7 @@ async fn every_client_is_told_what_the_log_holds_when_a_node_is_killed_and_adopt
     clients.turn_to(adopter.url());
     clients.told_more(40).await;
     says(&adopter, "the node is adopted").await;
-    clients
-        .end_and_audit(&adopter.log().url(), participants)
-        .await;
+    clients.end_and_audit(adopter.url(), participants).await;
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 use unanimous_lab::{scratch, testing};
+use unanimous_protocol::id::TransactionId;
 
 /// What kind of log a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,14 @@ impl Log {
         Self::Sqlite {
             path: path.to_owned(),
             _directory: None,
+        }
+    }
+
+    /// The one of somebody else's coordinator, by what that was given as `--log`.
+    pub(crate) fn of_url(url: &str) -> Self {
+        match url.strip_prefix("sqlite:") {
+            Some(path) => Self::at(Path::new(path)),
+            None => Self::Postgres(url.to_owned()),
         }
     }
 
@@ -148,6 +157,27 @@ impl Log {
         let waiting = sqlx::query_scalar(WAITING);
         let waiting = waiting.fetch_one(&mut connect(url).await).await;
         waiting.expect("a server tells who waits")
+    }
+
+    /// Removes a transaction's record, as a fault of the disk or of a hand would.
+    pub(crate) async fn remove_record(&self, transaction: TransactionId) {
+        let removed = match self {
+            Self::Sqlite { path, .. } => {
+                let mut connection = open(path).await;
+                let remove = sqlx::query("DELETE FROM record WHERE id = ?");
+                let bytes = transaction.to_bytes().to_vec();
+                let done = remove.bind(bytes).execute(&mut connection).await;
+                done.expect("the log can be changed").rows_affected()
+            }
+            Self::Postgres(url) => {
+                let mut connection = connect(url).await;
+                let remove = sqlx::query("DELETE FROM record WHERE id = $1::uuid");
+                let done = remove.bind(transaction.to_string());
+                let done = done.execute(&mut connection).await;
+                done.expect("the log can be changed").rows_affected()
+            }
+        };
+        assert_eq!(removed, 1, "{transaction} had a record");
     }
 
     /// Changes it behind the coordinator's back, as a restored backup or another coordinator would. Tables have the same
