@@ -38,6 +38,12 @@ mutants: ## break one rule at a time; PART=k/n takes every n-th, NAME=text those
 	cargo build -q -p unanimous-world --bins
 	$(target)/debug/mutants $(if $(PART),--part $(PART)) $(NAME)
 
+.PHONY: crash
+crash: ## kill every program before and after every write that lasts and every call, on both kinds of log
+	scripts/tools.sh
+	cargo build --workspace --bins --tests
+	CRASH=all $(lab) with-clusters -- cargo nextest run --workspace -E 'test(crash::)'
+
 .PHONY: schemathesis
 schemathesis: ## make requests up from the OpenAPI description, and check every answer against it
 	scripts/schemathesis.sh

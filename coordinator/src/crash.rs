@@ -6,6 +6,8 @@
 
 use unanimous_protocol::message::RequestKind;
 
+use crate::crash;
+
 /// Dies here, if a test said so.
 #[cfg(all(feature = "failpoints", debug_assertions))]
 pub(crate) fn point(name: &'static str) {
@@ -18,17 +20,17 @@ pub(crate) fn point(_: &'static str) {}
 /// A call is about to leave.
 pub(crate) fn before_call(kind: RequestKind) {
     match kind {
-        RequestKind::Prepare => point("prepare-before"),
-        RequestKind::Commit => point("commit-before"),
-        RequestKind::Abort => point("abort-before"),
+        RequestKind::Prepare => crash::point("prepare-before"),
+        RequestKind::Commit => crash::point("commit-before"),
+        RequestKind::Abort => crash::point("abort-before"),
     }
 }
 
 /// A call was answered, or not, and nothing has come of it yet.
 pub(crate) fn after_call(kind: RequestKind) {
     match kind {
-        RequestKind::Prepare => point("prepare-after"),
-        RequestKind::Commit => point("commit-after"),
-        RequestKind::Abort => point("abort-after"),
+        RequestKind::Prepare => crash::point("prepare-after"),
+        RequestKind::Commit => crash::point("commit-after"),
+        RequestKind::Abort => crash::point("abort-after"),
     }
 }

@@ -6,6 +6,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -171,6 +172,36 @@ impl Town {
             Fault::Restart => restart(process).await?,
         }
         Ok(())
+    }
+
+    /// What the victim was started with.
+    pub fn program(&mut self, victim: Victim) -> &Program {
+        self.process(victim).program()
+    }
+
+    /// Kills the victim, and starts it with other arguments or another environment. Returns once it is ready, or has ended
+    /// by itself before.
+    pub async fn restart_as(&mut self, victim: Victim, program: &Program) -> anyhow::Result<()> {
+        let process = self.process(victim);
+        process.restart_as(program.clone())?;
+        match process.wait_for_line("ready", READINESS).await {
+            Err(_) if !process.is_running() => Ok(()),
+            ready => ready.map(drop),
+        }
+    }
+
+    /// Whether it is dead.
+    pub fn has_ended(&mut self, victim: Victim) -> bool {
+        !self.process(victim).is_running()
+    }
+
+    /// Waits until the victim has ended by itself.
+    pub async fn ended(
+        &mut self,
+        victim: Victim,
+        patience: Duration,
+    ) -> anyhow::Result<ExitStatus> {
+        self.process(victim).wait_exit(patience).await
     }
 
     /// The victim's process id; after a restart it has another one.

@@ -71,7 +71,8 @@ pub struct Transfer {
     pub from: Account,
     /// Where it is put.
     pub to: Account,
-    /// How much, in the smallest unit there is.
+    /// How much, in the smallest unit there is. Zero only looks at both accounts: a transaction whose branches all vote
+    /// read-only.
     pub amount: i64,
 }
 
@@ -87,6 +88,16 @@ impl Transfer {
         [(self.from, -self.amount), (self.to, self.amount)]
     }
 
+    /// The operation that makes a change, as JSON.
+    fn operation(account: Account, change: i64) -> String {
+        let (account, amount) = (account.number, change.abs());
+        match change {
+            0 => format!(r#"{{"kind": "check", "account": {account}, "at_least": 1}}"#),
+            ..0 => format!(r#"{{"kind": "debit", "account": {account}, "amount": {amount}}}"#),
+            1.. => format!(r#"{{"kind": "credit", "account": {account}, "amount": {amount}}}"#),
+        }
+    }
+
     /// The request that runs it at once.
     pub fn request(&self, wait: Wait) -> anyhow::Result<BeginRequest> {
         let mut branches = Vec::new();
@@ -96,11 +107,7 @@ impl Transfer {
                 .changes()
                 .into_iter()
                 .filter(|(account, _)| account.side == side)
-                .map(|(account, change)| {
-                    let kind = if change < 0 { "debit" } else { "credit" };
-                    let (account, amount) = (account.number, change.abs());
-                    format!(r#"{{"kind": "{kind}", "account": {account}, "amount": {amount}}}"#)
-                })
+                .map(|(account, change)| Self::operation(account, change))
                 .collect();
             if !operations.is_empty() {
                 branches.push(NamedBranch {

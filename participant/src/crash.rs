@@ -7,6 +7,8 @@
 
 use unanimous_protocol::branch::State;
 
+use crate::crash;
+
 /// Dies here, if a test said so.
 #[cfg(all(feature = "failpoints", debug_assertions))]
 pub(crate) fn point(name: &'static str) {
@@ -19,19 +21,19 @@ pub(crate) fn point(_: &'static str) {}
 /// A branch's message is about to be committed, with this row; `None` where only what was seen is made durable.
 pub(crate) fn before_commit(row: Option<&State>) {
     match row {
-        Some(State::Prepared { .. }) => point("yes-before"),
-        Some(State::Committed { .. }) => point("committed-before"),
-        Some(_) => point("aborted-before"),
-        None => point("repeat-before"),
+        Some(State::Prepared { .. }) => crash::point("yes-before"),
+        Some(State::Committed { .. }) => crash::point("committed-before"),
+        Some(_) => crash::point("aborted-before"),
+        None => crash::point("repeat-before"),
     }
 }
 
 /// It is committed, and nobody has been told.
 pub(crate) fn after_commit(row: Option<&State>) {
     match row {
-        Some(State::Prepared { .. }) => point("yes-after"),
-        Some(State::Committed { .. }) => point("committed-after"),
-        Some(_) => point("aborted-after"),
-        None => point("repeat-after"),
+        Some(State::Prepared { .. }) => crash::point("yes-after"),
+        Some(State::Committed { .. }) => crash::point("committed-after"),
+        Some(_) => crash::point("aborted-after"),
+        None => crash::point("repeat-after"),
     }
 }

@@ -369,15 +369,24 @@ fn find_in_commit(
     told: bool,
     findings: &mut Vec<Finding>,
 ) {
-    let Some(entries) = entries else {
-        findings.push(Finding::Lost { transaction, told });
-        return;
+    let changes = transfer.changes().into_iter();
+    let expected: Vec<Entry> = changes
+        .filter(|(_, change)| *change != 0)
+        .map(|(account, change)| Entry {
+            transaction: transaction.to_string(),
+            account,
+            change,
+        })
+        .collect();
+    let none = BTreeMap::new();
+    let entries = match entries {
+        Some(entries) => entries,
+        None if expected.is_empty() => &none,
+        None => {
+            findings.push(Finding::Lost { transaction, told });
+            return;
+        }
     };
-    let expected = transfer.changes().map(|(account, change)| Entry {
-        transaction: transaction.to_string(),
-        account,
-        change,
-    });
     for missing in &expected {
         if !entries.contains_key(missing) {
             findings.push(Finding::HalfApplied {
