@@ -10,12 +10,14 @@
 
 pub mod audit;
 pub mod demo;
+pub mod disk;
 pub mod fault;
 pub mod gate;
 pub mod lean;
 pub mod load;
 pub mod ports;
 pub mod postgres;
+pub mod power;
 pub mod process;
 pub mod recovery;
 pub mod scratch;

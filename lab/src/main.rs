@@ -17,6 +17,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Demo(cli::demo::Arguments),
+    Power(cli::power::Arguments),
     WithClusters(cli::with_clusters::Arguments),
 }
 
@@ -24,6 +25,7 @@ enum Command {
 async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Demo(arguments) => cli::demo::run(arguments).await,
+        Command::Power(arguments) => cli::power::run(arguments).await,
         Command::WithClusters(arguments) => cli::with_clusters::run(arguments).await,
     }
 }

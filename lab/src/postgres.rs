@@ -181,6 +181,7 @@ pub struct Options {
     name: String,
     template: Option<PathBuf>,
     settings: Vec<(String, String)>,
+    directory: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -191,6 +192,7 @@ impl Default for Options {
             name: "postgres".to_owned(),
             template: std::env::var_os(TEMPLATE_VARIABLE).map(PathBuf::from),
             settings: Vec::new(),
+            directory: None,
         }
         .setting("max_connections", "300")
         .setting("max_prepared_transactions", "100")
@@ -211,6 +213,13 @@ impl Options {
     #[must_use]
     pub fn template(mut self, template: &Template) -> Self {
         self.template = Some(template.path());
+        self
+    }
+
+    /// Where its data directory is made, instead of among what is temporary.
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
         self
     }
 
@@ -257,7 +266,10 @@ impl Cluster {
     /// Makes a data directory, starts a server on a free port, and waits until it answers.
     pub async fn start(options: &Options) -> anyhow::Result<Self> {
         let installation = Installation::find()?;
-        let directory = scratch::directory(&options.name)?;
+        let directory = match &options.directory {
+            Some(root) => scratch::directory_in(root, &options.name)?,
+            None => scratch::directory(&options.name)?,
+        };
         let data = directory.path().join("data");
         match &options.template {
             Some(template) => copy(template, &data).await?,

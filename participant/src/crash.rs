@@ -18,6 +18,18 @@ pub(crate) fn point(name: &'static str) {
 #[cfg(not(all(feature = "failpoints", debug_assertions)))]
 pub(crate) fn point(_: &'static str) {}
 
+/// Whether a test wants a weakness of this name: to see that it is found.
+#[cfg(all(feature = "failpoints", debug_assertions))]
+pub(crate) fn is_weakened(name: &'static str) -> bool {
+    fail::fail_point!(name, |_| true);
+    false
+}
+
+#[cfg(not(all(feature = "failpoints", debug_assertions)))]
+pub(crate) fn is_weakened(_: &'static str) -> bool {
+    false
+}
+
 /// A branch's message is about to be committed, with this row; `None` where only what was seen is made durable.
 pub(crate) fn before_commit(row: Option<&State>) {
     match row {

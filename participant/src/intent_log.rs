@@ -377,7 +377,7 @@ impl Local {
         let transaction = SqlId::of(self.branch.transaction);
         let release = connection.prepare_cached(RELEASE_KEYS).await?;
         let store = connection.prepare_cached(STORE).await?;
-        let commit = if plan.forced {
+        let commit = if plan.forced && !crash::is_weakened("synchronous-commit-off") {
             "SET LOCAL synchronous_commit = on; COMMIT"
         } else {
             "SET LOCAL synchronous_commit = off; COMMIT"
