@@ -3,6 +3,8 @@
 SHELL := /bin/sh
 target := $(or $(CARGO_TARGET_DIR),target)
 lab := $(target)/debug/unanimous-lab
+# Programs that a test may weaken, or kill at any step.
+weakened := --unanimous $(target)/debug/system-unanimous --bank $(target)/debug/system-bank
 
 .PHONY: help
 help: ## list the targets
@@ -18,6 +20,9 @@ test: ## all checks and tests, as CI runs them; changes nothing
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	cargo build --workspace --bins --tests
 	cargo test --workspace --doc
+	$(lab) power --where-possible --cycles 3 $(weakened)
+	$(lab) power --where-possible --cycles 1 --weaken log $(weakened)
+	$(lab) power --where-possible --cycles 1 --weaken bank $(weakened)
 	$(lab) with-clusters -- cargo nextest run --workspace
 
 .PHONY: fix
@@ -43,6 +48,14 @@ crash: ## kill every program before and after every write that lasts and every c
 	scripts/tools.sh
 	cargo build --workspace --bins --tests
 	CRASH=all $(lab) with-clusters -- cargo nextest run --workspace -E 'test(crash::)'
+
+.PHONY: power
+power: ## let the power fail 20 times under load; as root, on a file system in a file
+	scripts/tools.sh
+	cargo build --workspace --bins --tests
+	$(lab) power $(weakened)
+	$(lab) power --cycles 1 --weaken log $(weakened)
+	$(lab) power --cycles 2 --weaken bank $(weakened)
 
 .PHONY: schemathesis
 schemathesis: ## make requests up from the OpenAPI description, and check every answer against it

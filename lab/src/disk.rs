@@ -18,7 +18,7 @@ const SIZE_MB: u64 = 1024;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `_IOR('X', 125, __u32)` with `EXT4_GOING_FLAGS_NOLOGFLUSH`. Perl is in every Debian, and needs no unsafe code of ours.
-const SHUTDOWN: &str = r#"open(my $d, "<", $ARGV[0]) or die "$!\n"; ioctl($d, 0x8004587D, pack("L", 2)) // die "$!\n""#;
+const SHUTDOWN: &str = r#"open(my $d, "<", $ARGV[0]) or die "$!\n"; my $how = pack("L", 2); ioctl($d, 0x8004587D, $how) // die "$!\n""#;
 
 /// A mounted file system. Dropped, it is unmounted and gone.
 #[derive(Debug)]
@@ -62,6 +62,11 @@ impl Disk {
     /// Where it is mounted.
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("mounted")
+    }
+
+    /// Flushes all that is on it, as what was installed long ago is.
+    pub async fn flush(&self) -> anyhow::Result<()> {
+        run("sync", &[Path::new("--file-system"), &self.path()]).await
     }
 
     /// The power is gone: nothing is written any more, and what was not flushed is lost.
