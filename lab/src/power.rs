@@ -108,7 +108,11 @@ impl World {
                 .template(&template)
                 .name(format!("postgres-{side}"))
         };
-        let on_disk = options(Side::East).directory(disk.path());
+        let mut on_disk = options(Side::East).directory(disk.path());
+        if plan.weakness == Some(Weakness::Bank) {
+            // Nobody else flushes in its stead.
+            on_disk = on_disk.setting("wal_writer_delay", "10s");
+        }
         let clusters = [
             Cluster::start(&on_disk).await?,
             Cluster::start(&options(Side::West)).await?,
