@@ -20,6 +20,7 @@ test: ## all checks and tests, as CI runs them; changes nothing
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	cargo build --workspace --bins --tests
 	cargo test --workspace --doc
+	$(lab) recovery --in-doubt 200 --runs 1 --within-ms 20000 --records 100000 --start-within-ms 10000
 	$(lab) power --where-possible --cycles 3 $(weakened)
 	$(lab) power --where-possible --cycles 1 --weaken log $(weakened)
 	$(lab) power --where-possible --cycles 1 --weaken bank $(weakened)
@@ -56,6 +57,13 @@ power: ## let the power fail 20 times under load; as root, on a file system in a
 	$(lab) power $(weakened)
 	$(lab) power --cycles 1 --weaken log $(weakened)
 	$(lab) power --cycles 2 --weaken bank $(weakened)
+
+.PHONY: recovery
+recovery: ## kill a coordinator with 1,000 and 10,000 in doubt, and start one on a million records; optimized
+	scripts/tools.sh
+	cargo build --release -p unanimous -p unanimous-bank -p unanimous-lab --bins
+	$(target)/release/unanimous-lab recovery --in-doubt 1000 --in-doubt 10000
+	$(target)/release/unanimous-lab recovery --in-doubt 1000 --in-doubt 10000 --postgres --records 0
 
 .PHONY: schemathesis
 schemathesis: ## make requests up from the OpenAPI description, and check every answer against it

@@ -8,6 +8,7 @@
 //! Errors here are [`anyhow::Error`]: nobody can repair a server that does not start in the middle
 //! of a test, so they are written for the person who reads the failure, with the end of the output.
 
+pub mod at_size;
 pub mod audit;
 pub mod demo;
 pub mod disk;
@@ -22,6 +23,7 @@ pub mod process;
 pub mod recovery;
 pub mod scratch;
 pub mod server;
+mod stand;
 pub mod testing;
 pub mod town;
 pub mod transfer;

@@ -18,6 +18,7 @@ struct Arguments {
 enum Command {
     Demo(cli::demo::Arguments),
     Power(cli::power::Arguments),
+    Recovery(cli::recovery::Arguments),
     WithClusters(cli::with_clusters::Arguments),
 }
 
@@ -26,6 +27,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Demo(arguments) => cli::demo::run(arguments).await,
         Command::Power(arguments) => cli::power::run(arguments).await,
+        Command::Recovery(arguments) => cli::recovery::run(arguments).await,
         Command::WithClusters(arguments) => cli::with_clusters::run(arguments).await,
     }
 }

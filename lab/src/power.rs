@@ -4,23 +4,17 @@
 //! The disk's programs see their writes fail. A coordinator has to end by itself then (design rule 10); what is left of
 //! the others is killed, the power comes back, and all of them are started again on what the disk has kept.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
 use crate::audit::{self, Books, Evidence, Report};
 use crate::disk::Disk;
-use crate::town::{BankAt, Programs, Site};
+use crate::stand::{self, ACCOUNTS, PATIENCE, Stand, restarted};
+use crate::town::Programs;
 use crate::transfer::Side;
 use crate::wait::until;
-use crate::{Cluster, Load, Options, Process, Program, Template, Transfers, ports};
-
-/// For what takes milliseconds, on a machine that is very busy.
-const PATIENCE: Duration = Duration::from_secs(60);
-const ACCOUNTS: i64 = 100;
-const BALANCE: i64 = 1_000_000;
+use crate::{Load, Transfers};
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -48,28 +42,24 @@ pub enum Weakness {
     Bank,
 }
 
-/// Who is on the disk, and who is not.
+/// The programs, and the disk that some of them are on.
 struct World {
-    // Dropped in this order: who has files on the disk before it.
-    coordinator: Process,
-    banks: [Process; 2],
-    clusters: [Cluster; 2],
+    // Dropped first: it has files on the disk.
+    stand: Stand,
     disk: Disk,
-    site: Site,
-    address: SocketAddr,
 }
 
 /// Runs the plan; `tell` hears of every failure.
 pub async fn run(plan: &Plan, mut tell: impl FnMut(String)) -> anyhow::Result<Report> {
     let mut world = World::start(plan).await?;
     world.disk.flush().await?;
-    let before = Books::read_both(&world.site).await?;
+    let before = Books::read_both(&world.stand.site).await?;
     let transfers = Transfers {
         seed: plan.seed,
         accounts: ACCOUNTS,
         amount_max: 100,
     };
-    let load = Load::start(transfers, plan.clients, world.address);
+    let load = Load::start(transfers, plan.clients, world.stand.address);
     for cycle in 1..=plan.cycles {
         // Further than to where the power fails, so that it fails while they ask.
         load.allow((cycle + 1) * plan.transfers);
@@ -91,117 +81,82 @@ pub async fn run(plan: &Plan, mut tell: impl FnMut(String)) -> anyhow::Result<Re
         // What was lost is not found again, however long one waits.
         Some(_) => Duration::from_secs(10),
     };
-    if audit::settled(&world.site, patience).await.is_err() {
+    if audit::settled(&world.stand.site, patience).await.is_err() {
         tell("not all has settled".to_owned());
     }
     let asked = (plan.cycles + 1) * plan.transfers + plan.clients;
-    let evidence = Evidence::collect(&world.site, ended.asked, transfers.by_key(asked), before);
+    let evidence = Evidence::collect(
+        &world.stand.site,
+        ended.asked,
+        transfers.by_key(asked),
+        before,
+    );
     Ok(evidence.await?.examine())
 }
 
 impl World {
     async fn start(plan: &Plan) -> anyhow::Result<Self> {
         let disk = Disk::create().await?;
-        let template = Template::create().await?;
-        let options = |side: Side| {
-            Options::default()
-                .template(&template)
-                .name(format!("postgres-{side}"))
-        };
-        let mut on_disk = options(Side::East).directory(disk.path());
-        if plan.weakness == Some(Weakness::Bank) {
-            // Nobody else flushes in its stead.
-            on_disk = on_disk.setting("wal_writer_delay", "10s");
-        }
-        let clusters = [
-            Cluster::start(&on_disk).await?,
-            Cluster::start(&options(Side::West)).await?,
-        ];
-        let free = || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()?)));
-        let [coordinator, east, west] = [free()?, free()?, free()?];
-        let mut banks = Vec::new();
-        let mut places = Vec::new();
-        for ((side, cluster), listen) in Side::BOTH.into_iter().zip(&clusters).zip([east, west]) {
-            let database_url = cluster.create_database(side.name()).await?;
-            fill(&plan.programs.bank, &database_url).await?;
-            let mut bank = Program::new(format!("bank-{side}"), &plan.programs.bank)
-                .args(["serve", "--name", side.name()])
-                .args(["--listen", &listen.to_string()])
-                .args(["--coordinator", &format!("http://{coordinator}")])
-                .env("BANK_DATABASE_URL", &database_url);
-            if plan.weakness == Some(Weakness::Bank) && side == Side::East {
-                bank = bank.env("FAILPOINTS", "synchronous-commit-off=return");
-            }
-            banks.push(started(&bank).await?);
-            places.push(BankAt {
-                side,
-                url: format!("http://{listen}"),
-                database_url,
-            });
-        }
-        let log = disk.path().join("decisions.sqlite");
-        let mut program = Program::new("coordinator", &plan.programs.unanimous)
-            .args(["serve", "--listen", &coordinator.to_string()])
-            .args(["--admin-listen", "127.0.0.1:0"])
-            .args(["--participant", &format!("east=http://{east}/unanimous")])
-            .args(["--participant", &format!("west=http://{west}/unanimous")])
-            .args(["--log", &format!("sqlite:{}", log.display())]);
-        if plan.weakness == Some(Weakness::Log) {
-            program = program.env("FAILPOINTS", "synchronous-normal=return");
-        }
-        let pair = "there are two banks";
-        let places = <[BankAt; 2]>::try_from(places).ok().context(pair)?;
-        Ok(Self {
-            coordinator: started(&program).await?,
-            banks: <[Process; 2]>::try_from(banks).ok().context(pair)?,
-            clusters,
-            disk,
-            site: Site::new(&format!("http://{coordinator}"), places)?,
-            address: coordinator,
+        let weakness = plan.weakness;
+        let weak_bank = |side| weakness == Some(Weakness::Bank) && side == Side::East;
+        let stand = Stand::start(&stand::Plan {
+            programs: &plan.programs,
+            server: &|side, options| match side {
+                Side::East if weak_bank(side) => {
+                    // Nobody else flushes in its stead.
+                    let options = options.directory(disk.path());
+                    options.setting("wal_writer_delay", "10s")
+                }
+                Side::East => options.directory(disk.path()),
+                Side::West => options,
+            },
+            bank: &|side, bank| {
+                if weak_bank(side) {
+                    bank.env("FAILPOINTS", "synchronous-commit-off=return")
+                } else {
+                    bank
+                }
+            },
+            coordinator: &|_, coordinator| {
+                let log = disk.path().join("decisions.sqlite");
+                let coordinator = coordinator.args(["--log", &format!("sqlite:{}", log.display())]);
+                if weakness == Some(Weakness::Log) {
+                    coordinator.env("FAILPOINTS", "synchronous-normal=return")
+                } else {
+                    coordinator
+                }
+            },
+            gates: false,
         })
+        .await?;
+        Ok(Self { stand, disk })
     }
 
     /// The disk loses its power, and gets it back.
     async fn fail(&mut self, weakness: Option<Weakness>) -> anyhow::Result<()> {
+        let Stand {
+            coordinator,
+            banks: [east, _],
+            clusters: [server, _],
+            ..
+        } = &mut self.stand;
         self.disk.cut().await?;
         // Its log takes nothing more, so it may say nothing more. One that is weak may take longer to see it.
         if weakness.is_none() {
-            let ended = self.coordinator.wait_exit(PATIENCE).await;
+            let ended = coordinator.wait_exit(PATIENCE).await;
             ended.context("a coordinator whose log fails has to end")?;
         }
-        self.coordinator.kill();
-        let [east, _] = &mut self.banks;
+        coordinator.kill();
         east.kill();
-        let [on_disk, _] = &mut self.clusters;
-        on_disk.kill();
+        server.kill();
         // The kernel lets go of a killed program's files a moment after.
         let disk = &self.disk;
         until("the disk can be unmounted", PATIENCE, async || {
             disk.restore().await
         })
         .await?;
-        on_disk.restart().await?;
-        east.restart()?;
-        east.wait_for_line("ready", PATIENCE).await?;
-        self.coordinator.restart()?;
-        self.coordinator.wait_for_line("ready", PATIENCE).await?;
-        Ok(())
+        server.restart().await?;
+        restarted(east).await?;
+        restarted(coordinator).await
     }
-}
-
-async fn fill(bank: &PathBuf, database_url: &str) -> anyhow::Result<()> {
-    let mut init = Program::new("bank-init", bank)
-        .args(["init", "--accounts", &ACCOUNTS.to_string()])
-        .args(["--balance", &BALANCE.to_string()])
-        .env("BANK_DATABASE_URL", database_url)
-        .start()?;
-    let status = init.wait_exit(PATIENCE).await?;
-    ensure!(status.success(), "bank init: {status}\n{}", init.output()?);
-    Ok(())
-}
-
-async fn started(program: &Program) -> anyhow::Result<Process> {
-    let mut process = program.start()?;
-    process.wait_for_line("ready", PATIENCE).await?;
-    Ok(process)
 }

@@ -2,4 +2,5 @@
 
 pub(crate) mod demo;
 pub(crate) mod power;
+pub(crate) mod recovery;
 pub(crate) mod with_clusters;
