@@ -9,6 +9,7 @@
 //! of a test, so they are written for the person who reads the failure, with the end of the output.
 
 pub mod audit;
+pub mod check;
 pub mod demo;
 pub mod gate;
 pub mod lean;

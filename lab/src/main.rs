@@ -16,6 +16,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(Box<cli::check::Arguments>),
     Demo(cli::demo::Arguments),
     WithClusters(cli::with_clusters::Arguments),
 }
@@ -23,6 +24,7 @@ enum Command {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Check(arguments) => cli::check::run(*arguments).await,
         Command::Demo(arguments) => cli::demo::run(arguments).await,
         Command::WithClusters(arguments) => cli::with_clusters::run(arguments).await,
     }
