@@ -325,7 +325,7 @@ impl<'a> Raw<'a> {
     /// What comes back until the connection ends; nothing is an answer, too.
     async fn answer(mut self, body: &str, remark: &str) -> Option<Answer> {
         let mut bytes = Vec::new();
-        let reading = timeout(ANSWERED, self.stream.read_to_end(&mut bytes)).await;
+        let reading = timeout(ANSWERED, read_answer(&mut self.stream, &mut bytes)).await;
         let text = String::from_utf8_lossy(&bytes);
         let (head, rest) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
         let status = head
@@ -358,6 +358,23 @@ impl<'a> Raw<'a> {
         self.case.record(typed, &answered);
         answered.ok()
     }
+}
+
+/// Reads an answer to its end, or to the connection's: not every server closes one that it was asked to close.
+async fn read_answer(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    while stream.read_buf(bytes).await? > 0 {
+        let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let mut headers = head.lines().filter_map(|line| line.split_once(':'));
+        let length = headers.find(|(name, _)| *name == "content-length");
+        let length = length.and_then(|(_, value)| value.trim().parse::<usize>().ok());
+        if length.is_some_and(|length| body.len() >= length) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 async fn slow_body(case: &Case<'_>) -> Checked {

@@ -23,6 +23,9 @@ mod server;
 mod table;
 mod views;
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;

@@ -20,6 +20,9 @@ pub(super) struct Request {
     /// Without the query.
     pub(super) path: String,
     pub(super) query: String,
+    /// In lower case; inquiries are told apart by their path alone.
+    #[cfg(test)]
+    pub(super) head: String,
     pub(super) body: Vec<u8>,
     /// What the head says; the body is at most [`Serving::body_max`] of it.
     pub(super) content_length: usize,
@@ -172,6 +175,8 @@ async fn read(
         method,
         path: path.to_owned(),
         query: query.to_owned(),
+        #[cfg(test)]
+        head: head.to_ascii_lowercase(),
         body,
         content_length,
     }))

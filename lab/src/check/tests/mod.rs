@@ -1,0 +1,170 @@
+//! The kit is held against a participant that keeps the contract, and against one broken participant for each check.
+
+mod participant;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use unanimous_protocol::operations::Operations;
+
+use participant::Fault::{self, *};
+use participant::Participant;
+
+use super::{Card, Kit, Options, Source, checks};
+
+/// The check that finds each mistake.
+const FOUND_BY: &[(&[Fault], &str)] = &[
+    (&[EchoesInUpperCase], "echo"),
+    (&[AcknowledgesBeforeItApplies], "commit"),
+    (&[AbortsInWordsOnly], "abort"),
+    (&[NotFoundIsSuccess], "commit-of-the-unknown"),
+    (&[AbortOfTheUnknownIsAnError], "abort-of-the-unknown"),
+    (&[NoTombstone], "prepare-after-abort"),
+    (&[CommitOfTheUnknownIsStored], "reordered"),
+    (&[CommitsTheAborted], "commit-of-the-aborted"),
+    (&[AbortsTheCommitted], "abort-of-the-committed"),
+    (&[RefusesAnew], "refusal"),
+    (&[CommitsTheReadOnly], "read-only"),
+    (&[IgnoresTheDeadline], "deadline"),
+    (&[IgnoresTheSession], "session-lost"),
+    (&[RefusesARepeat], "prepare-repeated"),
+    (&[LooksBeforeItPrepares], "prepare-fifty-at-once"),
+    (&[RefusesARepeatedCommit], "commit-repeated"),
+    (&[LooksBeforeItCommits], "commit-fifty-at-once"),
+    (&[AppliesAgain], "applied-once"),
+    (&[AppliesAtPrepare], "aborted-leaves-nothing"),
+    (&[BeginsAgain], "prepare-after-commit"),
+    (&[IgnoresAChange], "changed-prepare"),
+    (&[ComparesBytes], "same-body-in-another-spelling"),
+    (&[ComparesNumbers], "numbers-by-their-text"),
+    (&[AbortsBesideAPrepare], "abort-races-prepare"),
+    (&[PromisesTwice], "conflict"),
+    (&[ReservesAgain], "given-back-once"),
+    (&[RefusesAndKeeps], "refusal-leaves-nothing"),
+    (&[OutcomesWait], "outcomes-pass-waiting-prepares"),
+    (&[DescribesAnother], "describe"),
+    (&[NoSince], "branch-view"),
+    (&[ListsTwice], "branch-list"),
+    (&[TakesAnything], "malformed-bodies"),
+    (&[TakesAnySpelling], "malformed-ids"),
+    (&[RefusesUnknownMembers], "unknown-members"),
+    (&[RefusesACharset], "content-type"),
+    (&[TakesLittle], "large-body"),
+    (&[TakesAll], "huge-body"),
+    (&[OneByOne], "slow-body"),
+    (&[ActsOnWhatCame], "cut-body"),
+    (&[NeverAsks], "inquiry-committed"),
+    (&[TakesNoAbort], "inquiry-aborted"),
+    (&[PendingIsAborted], "inquiry-pending"),
+    (&[SilenceIsAborted], "inquiry-silence"),
+    (&[AnyEcho], "inquiry-wrong-echo"),
+    (&[AnyStatus], "inquiry-error-pages"),
+    (&[NotFoundIsAborted], "inquiry-other-log"),
+    (&[FollowsRedirects], "inquiry-redirect"),
+    (&[Floods], "inquiry-pace"),
+    (&[IgnoresTheMark], "below-the-mark"),
+    (&[OneMarkForAll], "mark-of-its-own-prefix"),
+    (&[PrunesWhatIsInDoubt], "mark-keeps-what-is-in-doubt"),
+    (&[PrunesBeforeItMarks], "late-duplicate-while-pruning"),
+    (&[ForgetsItsYes], "killed-after-its-yes"),
+    (&[ForgetsItsCommit], "killed-after-its-commit"),
+    (
+        &[ForgetsItsAborts, AsksOnlyOnce, TakesNoAbort],
+        "killed-after-an-abort",
+    ),
+    (&[AsksOnlyAboutThisLife], "asks-after-a-restart"),
+    (&[AsksByItsPresentName], "asks-by-its-former-name"),
+    (&[ForgetsItsMark], "below-the-mark-after-a-restart"),
+    (&[KeepsFiveHundred], "thousand-interleaved"),
+];
+
+/// Checks a participant with these mistakes; of the checks only those named, or all.
+async fn card(faults: &[Fault], only: &[&str], patience: Duration) -> Card {
+    let participant = Participant::new(faults).await;
+    let operations = |text| Operations::parse(text).unwrap();
+    let (restarted, seen) = (Arc::clone(&participant), Arc::clone(&participant));
+    let options = Options {
+        url: participant.url(),
+        name: Some("east".parse().unwrap()),
+        listen: None,
+        operations: operations(r#"[{"kind": "add", "amount": 1}]"#),
+        refused: Some(operations(r#"[{"kind": "refuse"}]"#)),
+        read_only: Some(operations(r#"[{"kind": "look"}]"#)),
+        exclusive: Some(operations(r#"[{"kind": "seat"}]"#)),
+        restart: Some(Arc::new(move |life| {
+            let participant = Arc::clone(&restarted);
+            Box::pin(async move { participant.restart(life).await })
+        })),
+        renamed: Some("orient".parse().unwrap()),
+        look: Some(Arc::new(move || {
+            let balance = seen.balance();
+            Box::pin(async move { Ok(balance.to_string()) })
+        })),
+        patience,
+        only: only.iter().map(|id| (*id).to_owned()).collect(),
+    };
+    let mut kit = Kit::listen(options).await.unwrap();
+    kit.meet().await.unwrap();
+    kit.run(|_| {}).await
+}
+
+fn told(card: &Card) -> String {
+    card.checks.iter().map(|check| check.lines(false)).collect()
+}
+
+#[tokio::test]
+async fn a_participant_that_keeps_the_contract_passes_every_check() {
+    let card = card(&[], &[], Duration::from_secs(20)).await;
+    assert!(card.is_passed(), "{}", told(&card));
+    assert_eq!(card.not_applicable(), Vec::<&str>::new());
+    assert_eq!(card.checks.len(), checks().count());
+}
+
+#[tokio::test]
+async fn every_mistake_is_found_by_the_check_that_is_for_it() {
+    let patience = Duration::from_secs(3);
+    let found = join_all(FOUND_BY.iter().map(async |(faults, check)| {
+        let card = card(faults, &[check], patience).await;
+        // The same check passes without the mistake: the test above says so.
+        (card.failed() != [*check])
+            .then(|| format!("{faults:?} is not found by {check}:\n{}", told(&card)))
+    }));
+    let missed: Vec<String> = found.await.into_iter().flatten().collect();
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+#[test]
+fn there_is_a_mistake_for_every_check_and_every_check_has_a_name_of_its_own() {
+    let all: Vec<&str> = checks().map(|check| check.id).collect();
+    let found: BTreeSet<&str> = FOUND_BY.iter().map(|(_, check)| *check).collect();
+    assert_eq!(found, all.iter().copied().collect());
+    assert_eq!(found.len(), all.len());
+}
+
+fn page(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = std::fs::read_to_string(root.join(name)).expect("the page is there");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn every_check_quotes_the_contract_to_the_letter() {
+    let (api, rules) = (page("docs/API.md"), page("docs/RULES.md"));
+    for check in checks() {
+        let quoted = match check.source {
+            Source::Api(sentence) => api.contains(sentence),
+            Source::Rule(number, sentence) => {
+                let rule = rules.split(&format!(" {number}. **")).nth(1).unwrap();
+                let rule = rule.split(&format!(" {}. **", number + 1)).next().unwrap();
+                // The heading of a rule is a sentence of it, too.
+                format!("**{rule}").contains(sentence)
+            }
+            Source::Http(_) => true,
+        };
+        assert!(quoted, "{}: {}", check.id, check.source);
+        assert!(!check.without_it.is_empty());
+    }
+}
