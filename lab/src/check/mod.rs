@@ -65,7 +65,7 @@ pub struct Life {
 }
 
 /// What a hook returns.
-pub type Hooked = Pin<Box<dyn Future<Output = anyhow::Result<String>> + Send>>;
+pub type Hooked = Pin<Box<dyn Future<Output = anyhow::Result<String>>>>;
 /// Kills the participant and starts it again; what it returns is shown.
 pub type Restart = Arc<dyn Fn(Life) -> Hooked + Send + Sync>;
 /// What the operations change, as a text that is only compared with what it was before.
