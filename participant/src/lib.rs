@@ -139,6 +139,7 @@ mod resource;
 mod running;
 mod schema;
 mod service;
+pub mod testing;
 mod traces;
 mod tx;
 mod watched;
