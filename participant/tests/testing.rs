@@ -239,3 +239,12 @@ async fn a_trial_goes_step_by_step_through_a_commit_an_abort_and_a_restart() {
     assert!(refused(trial.commit(&unknown).await).contains("vote-lost"));
     assert_eq!(there().await, (6, 0));
 }
+
+#[test]
+fn the_page_for_implementers_names_every_property() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PARTICIPANTS.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for (name, _) in PROPERTIES {
+        assert!(page.contains(&format!("`{name}`")), "{name}");
+    }
+}

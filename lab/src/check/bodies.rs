@@ -18,10 +18,10 @@ use super::{Check, Source};
 const LARGE: usize = 240 * 1024;
 /// What nobody sends.
 const HUGE: usize = 8 * 1024 * 1024;
-/// A body that takes this long to come.
-const SLOW: Duration = Duration::from_secs(2);
+/// A body takes this long to come, or longer.
+const SLOW: Duration = Duration::from_secs(1);
 /// Others are answered meanwhile.
-const PROMPT: Duration = Duration::from_secs(1);
+const PROMPT: Duration = Duration::from_secs(5);
 /// Whatever becomes of a broken request has become of it by then.
 const ANSWERED: Duration = Duration::from_secs(15);
 
@@ -416,7 +416,7 @@ async fn slow_body(case: &Case<'_>) -> Checked {
         // One that has been given up is closed; that is fair.
         raw.stream.write_all(rest.as_bytes()).await.ok();
         let answer = raw
-            .answer(&body, "the second half of the body came 2 s later")
+            .answer(&body, "the second half of the body came a second later")
             .await;
         let fair = answer.is_none_or(|answer| matches!(answer.status, 200 | 408 | 503));
         if !fair {

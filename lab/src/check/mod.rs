@@ -309,6 +309,14 @@ impl Kit {
         Ok(said)
     }
 
+    /// A participant that a check has killed is not to fail the checks behind it, too.
+    async fn revive(&self) {
+        if self.options.restart.is_some() && self.describe().await.is_err() {
+            // One that does not come back fails them all, and each says so.
+            self.restart(self.life()).await.ok();
+        }
+    }
+
     /// Runs the checks, one after the other; `finished` sees each as it ends.
     pub async fn run(&self, mut finished: impl FnMut(&Finished)) -> Card {
         let mut card = Card {
@@ -333,6 +341,9 @@ impl Kit {
             };
             let exchanges = case.exchanges();
             case.clean_up().await;
+            if matches!(verdict, Verdict::Failed(_)) {
+                self.revive().await;
+            }
             let ended = Finished::new(check, verdict, exchanges);
             finished(&ended);
             card.checks.push(ended);

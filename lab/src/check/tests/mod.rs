@@ -136,6 +136,14 @@ async fn every_mistake_is_found_by_the_check_that_is_for_it() {
     assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 
+#[tokio::test]
+async fn a_participant_that_dies_of_one_check_is_there_for_the_next() {
+    let only = ["huge-body", "slow-body", "cut-body"];
+    let card = card(&[DiesOfAHugeBody], &only, Duration::from_secs(3)).await;
+    assert_eq!(card.checks.len(), only.len());
+    assert_eq!(card.failed(), ["huge-body"], "{}", told(&card));
+}
+
 #[test]
 fn there_is_a_mistake_for_every_check_and_every_check_has_a_name_of_its_own() {
     let all: Vec<&str> = checks().map(|check| check.id).collect();
@@ -167,4 +175,45 @@ fn every_check_quotes_the_contract_to_the_letter() {
         assert!(quoted, "{}: {}", check.id, check.source);
         assert!(!check.without_it.is_empty());
     }
+}
+
+#[test]
+fn the_page_for_implementers_has_the_table_of_the_contract_and_each_check_with_what_it_is_for() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).expect("the page is there");
+    let (api, participants) = (read("API.md"), read("PARTICIPANTS.md"));
+    let table = api
+        .lines()
+        .skip_while(|line| !line.starts_with("| the branch's row |"));
+    let table: Vec<&str> = table.take_while(|line| line.starts_with('|')).collect();
+    assert!(table.len() > 8);
+    assert!(
+        participants.contains(&table.join("\n")),
+        "the state table differs"
+    );
+    let rows = participants
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"));
+    let named: Vec<(&str, &str)> = rows
+        .filter_map(|row| {
+            Some((
+                row.split_once('`')?.0,
+                row.trim_end_matches(" |").rsplit_once(" | ")?.1,
+            ))
+        })
+        .filter(|(name, _)| !name.starts_with("--"))
+        .collect();
+    for check in checks() {
+        let told: Vec<&str> = named
+            .iter()
+            .filter(|(name, _)| *name == check.id)
+            .map(|(_, costs)| *costs)
+            .collect();
+        assert_eq!(told, [check.without_it], "{}", check.id);
+    }
+    assert_eq!(
+        named.len(),
+        checks().count(),
+        "a check is named that there is not"
+    );
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,7 @@ pub(super) enum Fault {
     RefusesACharset,
     TakesLittle,
     TakesAll,
+    DiesOfAHugeBody,
     OneByOne,
     ActsOnWhatCame,
     NeverAsks,
@@ -148,6 +150,8 @@ struct Database {
 struct Shared {
     faults: Vec<Fault>,
     database: Mutex<Database>,
+    /// Until it is started again.
+    dead: AtomicBool,
     /// How many have looked and not acted yet, for the faults that leave time between the two.
     looking: Mutex<HashMap<TransactionId, u32>>,
     /// Who may work, for the fault in which everybody waits for everybody.
@@ -175,6 +179,7 @@ impl Participant {
             shared: Arc::new(Shared {
                 faults: faults.to_vec(),
                 database: Mutex::default(),
+                dead: AtomicBool::new(false),
                 looking: Mutex::default(),
                 turn: Semaphore::new(1),
             }),
@@ -281,6 +286,7 @@ impl Shared {
     fn crash(&self) {
         let mut database = self.database();
         database.life += 1;
+        self.dead.store(false, Ordering::Relaxed);
         database
             .rows
             .values_mut()
@@ -304,7 +310,16 @@ impl Shared {
     }
 
     async fn answer(self: Arc<Self>, request: &Request, name: &str, body_max: usize) -> Reply {
-        if request.body.len() >= body_max && request.content_length > body_max {
+        let huge = request.body.len() >= body_max && request.content_length > body_max;
+        let mut dead = self.dead.load(Ordering::Relaxed);
+        if huge && self.has(DiesOfAHugeBody) {
+            self.dead.store(true, Ordering::Relaxed);
+            dead = true;
+        }
+        if dead {
+            return problem(500, "out-of-memory");
+        }
+        if huge {
             return problem(413, "payload-too-large");
         }
         if !request.is_whole() && !self.has(ActsOnWhatCame) {
