@@ -54,6 +54,7 @@ use unanimous_protocol::{
 };
 
 use crate::{
+    calls::chain,
     participant::{Participant, StartError},
     resource::{Failure, Resource, Vote},
     tx::Tx,
@@ -363,7 +364,7 @@ impl<R: Resource> Trial<R> {
         let mut broken = Vec::new();
         let look = async || {
             let seen = look().await;
-            seen.map_err(|failure| format!("the look of the test failed: {failure}"))
+            seen.map_err(|failure| Unlike(format!("the look of the test failed: {failure}")))
         };
         for (name, _) in PROPERTIES {
             let seen = match name {
@@ -374,7 +375,7 @@ impl<R: Resource> Trial<R> {
                 "survives-a-restart" => self.survives_a_restart(operations, &look).await,
                 _ => self.keeps_every_promise(operations, &look).await,
             };
-            if let Err(seen) = seen {
+            if let Err(Unlike(seen)) = seen {
                 broken.push((name, seen));
                 // What does not vote yes shows nothing else.
                 if name == "votes-yes" {
@@ -390,26 +391,26 @@ impl<R: Resource> Trial<R> {
     }
 
     /// A new branch that has voted yes.
-    async fn prepared(&self, operations: &[R::Operation]) -> Result<Branch, String> {
-        let branch = self.branch(operations).map_err(|error| chain(&error))?;
-        match self.prepare(&branch).await.map_err(|error| chain(&error))? {
+    async fn prepared(&self, operations: &[R::Operation]) -> Result<Branch, Unlike> {
+        let branch = self.branch(operations)?;
+        match self.prepare(&branch).await? {
             Vote::Yes => Ok(branch),
-            vote @ (Vote::No(_) | Vote::ReadOnly) => Err(format!("the vote is {vote:?}")),
+            vote @ (Vote::No(_) | Vote::ReadOnly) => unlike(format!("the vote is {vote:?}")),
         }
     }
 
-    async fn votes_yes(&self, operations: &[R::Operation]) -> Result<(), String> {
+    async fn votes_yes(&self, operations: &[R::Operation]) -> Result<(), Unlike> {
         let branch = self.prepared(operations).await?;
-        self.abort(&branch).await.map_err(|error| chain(&error))
+        Ok(self.abort(&branch).await?)
     }
 
     async fn effects_only_through_tx<T: PartialEq + fmt::Debug>(
         &self,
         operations: &[R::Operation],
-        look: &impl AsyncFn() -> Result<T, String>,
-    ) -> Result<(), String> {
+        look: &impl AsyncFn() -> Result<T, Unlike>,
+    ) -> Result<(), Unlike> {
         let before = look().await?;
-        let said = |error: &dyn fmt::Display| error.to_string();
+        let said = |error: &dyn fmt::Display| Unlike(error.to_string());
         // Taken out of the pool: however this ends, nothing of it is left.
         let connection = Object::take(self.pool.get().await.map_err(|error| said(&error))?);
         let begun = connection.batch_execute("BEGIN").await;
@@ -433,12 +434,12 @@ impl<R: Resource> Trial<R> {
     async fn abort_gives_back<T: PartialEq + fmt::Debug>(
         &self,
         operations: &[R::Operation],
-        look: &impl AsyncFn() -> Result<T, String>,
-    ) -> Result<(), String> {
+        look: &impl AsyncFn() -> Result<T, Unlike>,
+    ) -> Result<(), Unlike> {
         let before = look().await?;
         let branch = self.prepared(operations).await?;
         for what in ["the abort", "the repeated abort"] {
-            self.abort(&branch).await.map_err(|error| chain(&error))?;
+            self.abort(&branch).await?;
             same(&before, &look().await?, what)?;
         }
         Ok(())
@@ -447,20 +448,20 @@ impl<R: Resource> Trial<R> {
     async fn commit_applies_once<T: PartialEq + fmt::Debug>(
         &self,
         operations: &[R::Operation],
-        look: &impl AsyncFn() -> Result<T, String>,
-    ) -> Result<(), String> {
+        look: &impl AsyncFn() -> Result<T, Unlike>,
+    ) -> Result<(), Unlike> {
         let before = look().await?;
         let branch = self.prepared(operations).await?;
-        self.commit(&branch).await.map_err(|error| chain(&error))?;
+        self.commit(&branch).await?;
         let after = look().await?;
         if after == before {
-            return Err(format!("behind the commit there still is {before:?}"));
+            return unlike(format!("behind the commit there still is {before:?}"));
         }
-        self.commit(&branch).await.map_err(|error| chain(&error))?;
+        self.commit(&branch).await?;
         same(&after, &look().await?, "the repeated commit")?;
-        let late = self.prepare(&branch).await.map_err(|error| chain(&error))?;
+        let late = self.prepare(&branch).await?;
         if late != Vote::Yes {
-            return Err(format!("the late prepare is answered {late:?}"));
+            return unlike(format!("the late prepare is answered {late:?}"));
         }
         same(&after, &look().await?, "the late prepare")
     }
@@ -468,24 +469,24 @@ impl<R: Resource> Trial<R> {
     async fn survives_a_restart<T: PartialEq + fmt::Debug>(
         &mut self,
         operations: &[R::Operation],
-        look: &impl AsyncFn() -> Result<T, String>,
-    ) -> Result<(), String> {
+        look: &impl AsyncFn() -> Result<T, Unlike>,
+    ) -> Result<(), Unlike> {
         let before = look().await?;
         let branch = self.prepared(operations).await?;
-        self.restart().await.map_err(|error| chain(&error))?;
-        self.abort(&branch).await.map_err(|error| chain(&error))?;
+        self.restart().await?;
+        self.abort(&branch).await?;
         same(&before, &look().await?, "the abort behind a restart")?;
         let branch = self.prepared(operations).await?;
-        self.restart().await.map_err(|error| chain(&error))?;
-        self.commit(&branch).await.map_err(|error| chain(&error))?;
+        self.restart().await?;
+        self.commit(&branch).await?;
         let after = look().await?;
         if after == before {
-            return Err(format!(
+            return unlike(format!(
                 "behind the restart and the commit there still is {before:?}"
             ));
         }
-        self.restart().await.map_err(|error| chain(&error))?;
-        self.commit(&branch).await.map_err(|error| chain(&error))?;
+        self.restart().await?;
+        self.commit(&branch).await?;
         same(
             &after,
             &look().await?,
@@ -496,33 +497,32 @@ impl<R: Resource> Trial<R> {
     async fn keeps_every_promise<T: PartialEq + fmt::Debug>(
         &self,
         operations: &[R::Operation],
-        look: &impl AsyncFn() -> Result<T, String>,
-    ) -> Result<(), String> {
+        look: &impl AsyncFn() -> Result<T, Unlike>,
+    ) -> Result<(), Unlike> {
         let before = look().await?;
         for branch in self.promised(operations).await? {
-            self.abort(&branch).await.map_err(|error| chain(&error))?;
+            self.abort(&branch).await?;
         }
         same(&before, &look().await?, "the aborts of several branches")?;
         let promised = self.promised(operations).await?;
         let count = promised.len();
         for (at, branch) in promised.iter().enumerate() {
             // After its yes it can commit, whatever the others have done meanwhile.
-            let committed = self.commit(branch).await.map_err(|error| chain(&error));
-            committed.map_err(|error| {
-                format!(
-                    "{count} branches voted yes, and commit {} of them fails: {error}",
-                    at + 1
-                )
-            })?;
+            if let Err(error) = self.commit(branch).await {
+                let (number, why) = (at + 1, chain(&error));
+                return unlike(format!(
+                    "{count} branches voted yes, and commit {number} of them fails: {why}"
+                ));
+            }
         }
         Ok(())
     }
 
     /// Branches that hold their promise at the same time: so many as vote yes.
-    async fn promised(&self, operations: &[R::Operation]) -> Result<Vec<Branch>, String> {
+    async fn promised(&self, operations: &[R::Operation]) -> Result<Vec<Branch>, Unlike> {
         let mut promised = vec![self.prepared(operations).await?];
         while promised.len() < TOGETHER {
-            let branch = self.branch(operations).map_err(|error| chain(&error))?;
+            let branch = self.branch(operations)?;
             match self.prepare(&branch).await {
                 Ok(Vote::Yes) => promised.push(branch),
                 // Refused, or waiting for a key that one of these holds.
@@ -542,11 +542,11 @@ async fn life<R: Resource>(pool: &Pool, resource: R) -> Result<Participant, Star
         .await
 }
 
-fn same<T: PartialEq + fmt::Debug>(before: &T, now: &T, what: &str) -> Result<(), String> {
+fn same<T: PartialEq + fmt::Debug>(before: &T, now: &T, what: &str) -> Result<(), Unlike> {
     if before == now {
         Ok(())
     } else {
-        Err(format!(
+        unlike(format!(
             "there was {before:?}, and behind {what} there is {now:?}"
         ))
     }
@@ -564,6 +564,15 @@ fn unanswered(kind: RequestKind, branch: &Branch, reply: &Reply) -> TrialError {
     }
 }
 
-fn chain(error: &TrialError) -> String {
-    crate::calls::chain(error)
+/// What was seen in place of a property.
+struct Unlike(String);
+
+impl From<TrialError> for Unlike {
+    fn from(error: TrialError) -> Self {
+        Self(chain(&error))
+    }
+}
+
+fn unlike<T>(seen: String) -> Result<T, Unlike> {
+    Err(Unlike(seen))
 }

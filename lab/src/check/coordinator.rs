@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use unanimous_protocol::id::{LogIdentity, TransactionId};
 use unanimous_protocol::message::Inform;
+use unanimous_protocol::wire::{PROBLEM_JSON, Problem};
 
 use super::exchange::{Exchange, Exchanges};
 use super::server::{Reply, Request, Serving, serve};
@@ -50,12 +51,8 @@ impl Tell {
     pub(super) fn problem(status: u16, code: &str) -> Self {
         Self::Page {
             status,
-            content_type: "application/problem+json",
-            body: json!({
-                "type": format!("urn:unanimous:problem:{code}"), "title": code.replace('-', " "),
-                "status": status, "code": code, "detail": "as the conformance kit wants it",
-            })
-            .to_string(),
+            content_type: PROBLEM_JSON,
+            body: problem(status, code),
         }
     }
 }
@@ -168,19 +165,7 @@ impl Shared {
     }
 
     fn answer(&self, request: &Request) -> Reply {
-        let unknown = |code: &str| match Tell::problem(404, code) {
-            Tell::Page {
-                status,
-                content_type,
-                body,
-            } => Reply::Answer {
-                status,
-                content_type,
-                location: None,
-                body,
-            },
-            Tell::Outcome(_) | Tell::Redirect | Tell::Silence => Reply::Silence,
-        };
+        let unknown = |code: &str| page(404, PROBLEM_JSON, problem(404, code));
         let segments: Vec<&str> = request.path.trim_matches('/').split('/').collect();
         let (id, redirected) = match segments.as_slice() {
             ["v1", "transactions", id, "outcome"] => (*id, false),
@@ -245,14 +230,14 @@ impl Shared {
                 status,
                 content_type,
                 body,
-            } => Reply::Answer {
-                status,
-                content_type,
-                location: None,
-                body: body
-                    .replace("$transaction", &transaction.to_string())
-                    .replace("$participant", participant),
-            },
+            } => {
+                let body = body.replace("$transaction", &transaction.to_string());
+                page(
+                    status,
+                    content_type,
+                    body.replace("$participant", participant),
+                )
+            }
             Tell::Redirect => Reply::Answer {
                 status: 307,
                 content_type: "text/plain",
@@ -264,5 +249,24 @@ impl Shared {
             },
             Tell::Silence => Reply::Silence,
         }
+    }
+}
+
+fn problem(status: u16, code: &str) -> String {
+    // It writes to JSON whatever the code is.
+    serde_json::to_string(&Problem::new(
+        status,
+        code,
+        "as the conformance kit wants it",
+    ))
+    .unwrap_or_default()
+}
+
+fn page(status: u16, content_type: &'static str, body: String) -> Reply {
+    Reply::Answer {
+        status,
+        content_type,
+        location: None,
+        body,
     }
 }

@@ -12,7 +12,7 @@ use super::case::{Case, Checked, Heard, Said, failed, text};
 use super::{Check, Source, views};
 
 /// Ids that are kept back to be tried below a mark.
-const TRIES: usize = 400;
+pub(super) const TRIES: usize = 400;
 const PAUSE: Duration = Duration::from_millis(50);
 /// As long as late duplicates meet the pruning.
 const PRUNING: Duration = Duration::from_secs(3);
@@ -103,11 +103,7 @@ async fn below_the_mark(case: &Case<'_>) -> Checked {
     case.commit(refused).await.is_vote_lost()?;
     case.abort(refused).await.is_aborted()?;
     // Rows that were there may have gone, or not; nothing begins again either way.
-    let late = case.prepare(committed).await;
-    if late.said != Said::Yes {
-        late.is_no(&["below-low-water"])?;
-    }
-    not_prepared(case, committed).await?;
+    late_begins_nothing(case, committed).await?;
     case.prepare(aborted)
         .await
         .is_no(&["below-low-water", "aborted"])?;
@@ -117,14 +113,28 @@ async fn below_the_mark(case: &Case<'_>) -> Checked {
     case.commit(above).await.is_committed()
 }
 
-/// The late duplicate began nothing.
-pub(super) async fn not_prepared(case: &Case<'_>, id: TransactionId) -> Checked {
+/// A late prepare of a branch that has ended: its row answers, or the mark does, and it is not in doubt again.
+pub(super) async fn late_begins_nothing(case: &Case<'_>, id: TransactionId) -> Checked {
+    let late = case.prepare(id).await;
+    is_over(&late)?;
     if case.state(id).await? == Some(BranchState::Prepared) {
-        return failed(format!(
-            "{id} was committed and finished, and a late duplicate of its prepare has begun it again"
-        ));
+        return begun_again(id);
     }
     Ok(())
+}
+
+/// The answer to a late prepare of a branch that was committed.
+fn is_over(late: &Heard) -> Checked {
+    if late.said == Said::Yes {
+        return Ok(());
+    }
+    late.is_no(&["below-low-water"]).map(drop)
+}
+
+fn begun_again(id: TransactionId) -> Checked {
+    failed(format!(
+        "{id} was committed and finished, and a late duplicate of its prepare has begun it again"
+    ))
 }
 
 async fn own_prefix(case: &Case<'_>) -> Checked {
@@ -180,19 +190,13 @@ async fn while_pruning(case: &Case<'_>) -> Checked {
         let duplicates = late.iter().map(|id| case.prepare(*id));
         let (committed, duplicates) = tokio::join!(join_all(commits), join_all(duplicates));
         committed.iter().try_for_each(Heard::is_committed)?;
-        for heard in duplicates {
-            if heard.said != Said::Yes {
-                heard.is_no(&["below-low-water"])?;
-            }
-        }
+        duplicates.iter().try_for_each(is_over)?;
         finished.extend(round);
     }
     let prepared = views::list(case, "prepared", 1_000).await?;
     let counts = views::counted(&prepared, &finished);
     match counts.into_iter().find(|(_, count)| *count > 0) {
         None => Ok(()),
-        Some((id, _)) => failed(format!(
-            "{id} was committed and finished, and a late duplicate of its prepare has begun it again"
-        )),
+        Some((id, _)) => begun_again(id),
     }
 }

@@ -5,12 +5,10 @@ use unanimous_protocol::wire::BranchState;
 
 use super::case::{Case, Checked, Said, not_applicable};
 use super::coordinator::Tell;
-use super::marks::{acts_on, not_prepared};
+use super::marks::{TRIES, acts_on, late_begins_nothing};
 use super::{Check, Life, Source, inquiries};
 
 const DURABLE: &str = "*yes* and *committed* are answered once they are durable; *no*, *aborted* and a tombstone need no forced write.";
-/// Ids that are kept back to be tried below a mark.
-const TRIES: usize = 400;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -190,12 +188,7 @@ async fn below_the_mark_after_a_restart(case: &Case<'_>) -> Checked {
     acts_on(case, &low, mark, || case.id()).await?;
     case.restart().await?;
     for id in finished {
-        // Its row answers, or the mark does.
-        let late = case.prepare(id).await;
-        if late.said != Said::Yes {
-            late.is_no(&["below-low-water"])?;
-        }
-        not_prepared(case, id).await?;
+        late_begins_nothing(case, id).await?;
     }
     Ok(())
 }
