@@ -232,13 +232,15 @@ impl<'a> Case<'a> {
     /// For the check with this number: low-water marks speak of one prefix, so each check has prefixes of its own.
     pub(super) fn new(kit: &'a Kit, number: u16) -> Self {
         let exchanges = Arc::new(Exchanges::default());
-        kit.coordinator.record_into(Arc::clone(&exchanges));
+        let prefix = Prefix {
+            identity: kit.identity,
+            node: Node(2 * number + 1),
+        };
+        kit.coordinator
+            .record_into(prefix.node, Arc::clone(&exchanges));
         Self {
             kit,
-            prefix: Prefix {
-                identity: kit.identity,
-                node: Node(2 * number + 1),
-            },
+            prefix,
             next: AtomicU64::new(kit.first_sequence.number()),
             exchanges,
             open: Mutex::default(),

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
-use unanimous_protocol::id::{LogIdentity, TransactionId};
+use unanimous_protocol::id::{LogIdentity, Node, TransactionId};
 use unanimous_protocol::message::Inform;
 use unanimous_protocol::wire::{PROBLEM_JSON, Problem};
 
@@ -68,8 +68,8 @@ pub(super) struct Inquiry {
 struct State {
     tells: HashMap<TransactionId, Tell>,
     inquiries: HashMap<TransactionId, Vec<Inquiry>>,
-    /// Of the check that runs.
-    exchanges: Arc<Exchanges>,
+    /// Of the checks that have begun, by the nodes of their ids.
+    exchanges: HashMap<Node, Arc<Exchanges>>,
 }
 
 struct Shared {
@@ -102,7 +102,7 @@ impl Coordinator {
             state: Mutex::new(State {
                 tells: HashMap::new(),
                 inquiries: HashMap::new(),
-                exchanges: Arc::default(),
+                exchanges: HashMap::new(),
             }),
             news: Notify::new(),
         });
@@ -123,9 +123,9 @@ impl Coordinator {
         &self.shared.url
     }
 
-    /// A check begins: its inquiries are written there.
-    pub(super) fn record_into(&self, exchanges: Arc<Exchanges>) {
-        self.shared.state().exchanges = exchanges;
+    /// A check begins: inquiries about ids of this node are written there.
+    pub(super) fn record_into(&self, node: Node, exchanges: Arc<Exchanges>) {
+        self.shared.state().exchanges.insert(node, exchanges);
     }
 
     /// From now on inquiries about this transaction are answered so. Without it: *pending*.
@@ -188,7 +188,7 @@ impl Shared {
             return unknown("foreign-transaction");
         }
         let mut state = self.state();
-        let exchanges = Arc::clone(&state.exchanges);
+        let exchanges = state.exchanges.get(&transaction.node()).cloned();
         let tell = if redirected {
             Tell::Outcome(Inform::Aborted)
         } else {
@@ -211,12 +211,14 @@ impl Shared {
             Reply::Answer { status, body, .. } => format!("{status} {body}"),
             Reply::Silence => "nothing; the connection stays open".to_owned(),
         };
-        exchanges.push(Exchange::asked_by_participant(
-            &self.url,
-            &request.path,
-            &request.query,
-            answer,
-        ));
+        if let Some(exchanges) = exchanges {
+            exchanges.push(Exchange::asked_by_participant(
+                &self.url,
+                &request.path,
+                &request.query,
+                answer,
+            ));
+        }
         reply
     }
 

@@ -33,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use futures_util::future::join_all;
 use unanimous_protocol::id::{Epoch, LogIdentity, ParticipantName, Sequence};
 use unanimous_protocol::operations::Operations;
 use unanimous_protocol::wire::{Describe, parse_object};
@@ -148,7 +149,7 @@ impl std::fmt::Display for Source {
     }
 }
 
-// Checks run one after the other, on one task: nothing of them moves to another thread.
+// All run on one task: nothing of them moves to another thread.
 type Running<'a> = Pin<Box<dyn Future<Output = Checked> + 'a>>;
 
 /// One property of a participant.
@@ -170,21 +171,22 @@ impl std::fmt::Debug for Check {
     }
 }
 
-/// All checks, in the order in which they are run.
+/// Checks that belong together, and whether they run side by side: those that mostly wait for inquiries do.
+const GROUPS: [(&[Check], bool); 9] = [
+    (table::CHECKS, false),
+    (repeats::CHECKS, false),
+    (reserved::CHECKS, false),
+    (views::CHECKS, false),
+    (bodies::CHECKS, false),
+    (inquiries::CHECKS, true),
+    (marks::CHECKS, false),
+    (restarts::CHECKS, false),
+    (crowd::CHECKS, false),
+];
+
+/// All checks, in the order in which they are told.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    [
-        table::CHECKS,
-        repeats::CHECKS,
-        reserved::CHECKS,
-        views::CHECKS,
-        bodies::CHECKS,
-        inquiries::CHECKS,
-        marks::CHECKS,
-        restarts::CHECKS,
-        crowd::CHECKS,
-    ]
-    .into_iter()
-    .flatten()
+    GROUPS.into_iter().flat_map(|(checks, _)| checks)
 }
 
 /// The kit, listening, before it has met the participant.
@@ -317,7 +319,7 @@ impl Kit {
         }
     }
 
-    /// Runs the checks, one after the other; `finished` sees each as it ends.
+    /// Runs the checks; `finished` sees each as it ends.
     pub async fn run(&self, mut finished: impl FnMut(&Finished)) -> Card {
         let mut card = Card {
             participant: self.name.to_string(),
@@ -326,28 +328,42 @@ impl Kit {
             checks: Vec::new(),
         };
         let only = &self.options.only;
-        for (number, check) in (0..).zip(checks()) {
-            if !only.is_empty() && !only.iter().any(|id| id == check.id) {
-                continue;
+        let mut numbers = 0..;
+        for (checks, side_by_side) in GROUPS {
+            // Each has its number, whether it is run or not.
+            let numbered = checks.iter().zip(&mut numbers);
+            let wanted: Vec<(&Check, u16)> = numbered
+                .filter(|(check, _)| only.is_empty() || only.iter().any(|id| id == check.id))
+                .collect();
+            let at_once = if side_by_side { wanted.len().max(1) } else { 1 };
+            for wanted in wanted.chunks(at_once) {
+                let running = wanted
+                    .iter()
+                    .map(|(check, number)| self.run_one(check, *number));
+                for ended in join_all(running).await {
+                    finished(&ended);
+                    card.checks.push(ended);
+                }
             }
-            let case = Case::new(self, number);
-            let limit = CHECK_MAX + 4 * self.options.patience;
-            let ended = tokio::time::timeout(limit, (check.run)(&case)).await;
-            let verdict = match ended {
-                Ok(Ok(())) => Verdict::Passed,
-                Ok(Err(Halt::Failed(why))) => Verdict::Failed(why),
-                Ok(Err(Halt::NotApplicable(why))) => Verdict::NotApplicable(why),
-                Err(_elapsed) => Verdict::Failed(format!("it did not end within {limit:?}")),
-            };
-            let exchanges = case.exchanges();
-            case.clean_up().await;
-            if matches!(verdict, Verdict::Failed(_)) {
-                self.revive().await;
-            }
-            let ended = Finished::new(check, verdict, exchanges);
-            finished(&ended);
-            card.checks.push(ended);
         }
         card
+    }
+
+    async fn run_one(&self, check: &Check, number: u16) -> Finished {
+        let case = Case::new(self, number);
+        let limit = CHECK_MAX + 4 * self.options.patience;
+        let ended = tokio::time::timeout(limit, (check.run)(&case)).await;
+        let verdict = match ended {
+            Ok(Ok(())) => Verdict::Passed,
+            Ok(Err(Halt::Failed(why))) => Verdict::Failed(why),
+            Ok(Err(Halt::NotApplicable(why))) => Verdict::NotApplicable(why),
+            Err(_elapsed) => Verdict::Failed(format!("it did not end within {limit:?}")),
+        };
+        let exchanges = case.exchanges();
+        case.clean_up().await;
+        if matches!(verdict, Verdict::Failed(_)) {
+            self.revive().await;
+        }
+        Finished::new(check, verdict, exchanges)
     }
 }

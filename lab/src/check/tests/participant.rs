@@ -3,14 +3,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use unanimous_protocol::id::{BranchId, Prefix, TransactionId};
@@ -97,8 +96,10 @@ const BODY_MAX: usize = 256 * 1024;
 /// Between a look and what follows from it others come in, or so many moments pass.
 const RACE: u32 = 30;
 const MOMENT: Duration = Duration::from_millis(10);
-/// Behind the rows of [`PrunesBeforeItMarks`] the mark comes so much later.
-const LATER: Duration = Duration::from_millis(400);
+/// A prepare of [`OutcomesWait`] waits for the seat as long as this.
+const PATIENCE: Duration = Duration::from_secs(7);
+/// Behind the rows of [`PrunesBeforeItMarks`] the mark comes so much later: too late for any check.
+const LATER: Duration = Duration::from_secs(600);
 
 /// What it takes.
 #[derive(Clone, Debug, Deserialize)]
@@ -154,8 +155,8 @@ struct Shared {
     dead: AtomicBool,
     /// How many have looked and not acted yet, for the faults that leave time between the two.
     looking: Mutex<HashMap<TransactionId, u32>>,
-    /// Who may work, for the fault in which everybody waits for everybody.
-    turn: Semaphore,
+    /// Prepares that wait for the seat, for the fault in which outcomes wait for them.
+    waiting: AtomicU32,
 }
 
 /// The participant, and how to kill it.
@@ -181,7 +182,7 @@ impl Participant {
                 database: Mutex::default(),
                 dead: AtomicBool::new(false),
                 looking: Mutex::default(),
-                turn: Semaphore::new(1),
+                waiting: AtomicU32::new(0),
             }),
             address: SocketAddr::from(([127, 0, 0, 1], port)),
             running: tokio::sync::Mutex::default(),
@@ -373,11 +374,9 @@ impl Shared {
             return refused();
         };
         self.hear(request.transaction, request.low_water);
-        let _turn = if self.has(OutcomesWait) {
-            Some(self.turn.acquire().await)
-        } else {
-            None
-        };
+        while self.has(OutcomesWait) && self.waiting.load(Ordering::Relaxed) > 0 {
+            sleep(MOMENT).await;
+        }
         match kind {
             "commit" => self.commit(&request).await,
             "abort" => self.abort(&request).await,
@@ -441,11 +440,12 @@ impl Shared {
         self.hear(id, request.low_water);
         let wants_the_seat = request.operations.text().contains("seat");
         if self.has(OutcomesWait) && wants_the_seat {
-            let _turn = self.turn.acquire().await;
-            if self.database().seats_taken > 0 {
-                sleep(Duration::from_millis(100)).await;
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let begun = Instant::now();
+            while self.database().seats_taken > 0 && begun.elapsed() < PATIENCE {
+                sleep(MOMENT).await;
             }
-            return self.prepare_now(request);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         if self.has(LooksBeforeItPrepares) {
             let absent = !self.database().rows.contains_key(&id);
