@@ -192,13 +192,19 @@ PREPARES, OUTCOMES = queue.LifoQueue(), queue.LifoQueue()  # Connections of thei
 
 @contextlib.contextmanager
 def local_transaction(pool):
-    db = pool.get(timeout=5)
+    db, warned = pool.get(timeout=5), []
+    note = lambda notice: warned.append(notice.sqlstate)
     try:
         if db is None or db.closed:  # READ COMMITTED for the mark; synchronous, so that what is answered is on the disk.
             db = psycopg.connect(options.database, autocommit=True, row_factory=namedtuple_row, options="-c lock_timeout=3s "
                                  "-c synchronous_commit=on -c default_transaction_isolation=read\\ committed")
+        db.add_notice_handler(note)
         with db.transaction(): yield db
-    finally: pool.put(db)
+        # Where somebody cancels the wait for a standby, Postgres answers the commit with success and a warning.
+        if {"01000", "57P01"} & set(warned): raise psycopg.OperationalError("the commit is unclear")
+    finally:
+        if db is not None: db.remove_notice_handler(note)
+        pool.put(db)
 
 @contextlib.contextmanager
 def logged(what):

@@ -38,7 +38,7 @@ use unanimous_protocol::id::{Epoch, LogIdentity, ParticipantName, Sequence};
 use unanimous_protocol::operations::Operations;
 use unanimous_protocol::wire::{Describe, parse_object};
 
-use case::{Case, Checked, Halt};
+use case::{Case, Checked, Halt, Said};
 use coordinator::Coordinator;
 
 use crate::wait::until;
@@ -200,6 +200,8 @@ pub struct Kit {
     first_sequence: Sequence,
 }
 
+/// The number of what is done before the first check; checks count from 0.
+const BEFORE_ALL: u16 = 10_000;
 /// Before the participant has said its name.
 const NAMELESS: &str = "participant";
 
@@ -258,7 +260,8 @@ impl Kit {
     /// Starts the participant, where that is the kit's to do, and learns its name.
     ///
     /// # Errors
-    /// When there is no participant at the URL, or one that does not say who it is: there is nothing to check then.
+    /// When there is no participant at the URL, or one that does not say who it is, or that refuses the operations which
+    /// are to vote yes: there is nothing to check then.
     pub async fn meet(&mut self) -> anyhow::Result<()> {
         if self.options.restart.is_some() {
             let life = self.life();
@@ -268,7 +271,23 @@ impl Kit {
         if self.options.name.is_none() {
             self.name = described.participant;
         }
-        Ok(())
+        let case = Case::new(self, BEFORE_ALL);
+        let heard = case.prepare(case.id()).await;
+        case.clean_up().await;
+        match heard.said {
+            Said::No(_) | Said::Refused(..) => bail!(
+                "the operations that are to vote yes (--operations FILE) are answered {}",
+                heard.said
+            ),
+            // What is wrong with it otherwise, the checks say.
+            Said::Yes
+            | Said::ReadOnly
+            | Said::Committed
+            | Said::Aborted
+            | Said::VoteLost
+            | Said::OutcomeDiffers
+            | Said::Unknown(_) => Ok(()),
+        }
     }
 
     /// The participant's name: as it was given, else as it describes itself.
