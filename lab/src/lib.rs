@@ -10,6 +10,7 @@
 
 pub mod at_size;
 pub mod audit;
+pub mod check;
 pub mod demo;
 pub mod disk;
 pub mod fault;

@@ -111,6 +111,11 @@
 //! commit. There, [`Participant::interactive`] enlists the branch and [`InteractiveBranch::add`] adds operations, which
 //! run at prepare.
 //!
+//! # Tests
+//!
+//! [`testing`] drives your code through commit, abort, duplicates and restart on a real database, in an ordinary
+//! `#[tokio::test]`. The conformance kit (`unanimous-lab check`) checks the service as a whole.
+//!
 //! # Traces
 //!
 //! Calls about a transaction carry W3C Trace Context. What this crate logs while it serves one is inside a `tracing` span
@@ -121,7 +126,7 @@
 //!
 //! `branch` is the shell around the pure state machine of `unanimous-protocol`, inside one local transaction;
 //! `intent_log` holds all SQL on the crate's tables; `calls` the life of a request; `inquiry` what ends a doubt.
-//! Left out: branches of plain SQL over `PREPARE TRANSACTION`, and the pruning of old rows.
+//! Left out: branches of plain SQL over `PREPARE TRANSACTION`.
 
 #[cfg(feature = "actix-web")]
 mod actix;
@@ -140,6 +145,7 @@ mod resource;
 mod running;
 mod schema;
 mod service;
+pub mod testing;
 mod traces;
 mod tx;
 mod watched;

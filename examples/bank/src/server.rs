@@ -26,6 +26,10 @@ pub struct Options {
     /// `http://HOST:PORT/unanimous`
     #[arg(long, env = "BANK_NAME")]
     name: String,
+    /// A name that this bank had before, until the branches of that name have ended; several by repeating it, or separated
+    /// by commas
+    #[arg(long, env = "BANK_FORMERLY", value_delimiter = ',')]
+    formerly: Vec<String>,
     /// The bank's own database, as `bank init` made it: postgres://user:password@host:port/name
     #[arg(long, env = "BANK_DATABASE_URL", hide_env_values = true)]
     database_url: DatabaseUrl,
@@ -117,6 +121,9 @@ async fn start(
         let mut builder = Participant::builder(&options.name, bank.clone()).pool(pool.clone());
         for coordinator in &options.coordinator {
             builder = builder.coordinator(coordinator);
+        }
+        for former in &options.formerly {
+            builder = builder.formerly(former);
         }
         match builder.start().await {
             Ok(participant) => return Ok(participant),

@@ -13,8 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use deadpool_postgres::Pool;
 use serde_json::{Value, json};
 use tokio_postgres::NoTls;
+use unanimous_bank::bank::{self, Bank as BankCode, Operation};
+use unanimous_participant::{Failure, testing::Trial, watched};
 
 const BANK: &str = env!("CARGO_BIN_EXE_bank");
 
@@ -123,6 +126,44 @@ fn debit(account: i64, amount: i64) -> Value {
 
 fn credit(account: i64, amount: i64) -> Value {
     json!({"kind": "credit", "account": account, "amount": amount})
+}
+
+/// All that a bank keeps of its accounts and of what moved.
+type Books = (Vec<(i64, i64, i64)>, i64);
+
+#[tokio::test]
+async fn the_banks_code_keeps_its_promises() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let database = fresh_database().await;
+    let config: tokio_postgres::Config = database.parse().unwrap();
+    bank::init(&config, 2, 1_000).await.unwrap();
+    let pool = Pool::builder(watched(config, NoTls))
+        .max_size(5)
+        .build()
+        .unwrap();
+    let look = async || -> Result<Books, Failure> {
+        let connection = pool.get().await?;
+        let accounts = "SELECT id, balance, held FROM accounts ORDER BY id";
+        let accounts = connection.query(accounts, &[]).await?;
+        let accounts = accounts
+            .iter()
+            .map(|row| (row.get(0), row.get(1), row.get(2)));
+        let entries = connection
+            .query_one("SELECT count(*) FROM entries", &[])
+            .await?;
+        Ok((accounts.collect(), entries.get(0)))
+    };
+    let operation = |value: Value| serde_json::from_value::<Operation>(value).unwrap();
+    let mut trial = Trial::start(pool.clone(), || BankCode).await.unwrap();
+    for operations in [
+        vec![operation(debit(1, 10))],
+        vec![operation(credit(2, 10))],
+        vec![operation(debit(1, 10)), operation(credit(2, 10))],
+        // Only three of these can be promised at once.
+        vec![operation(debit(1, 200))],
+    ] {
+        trial.routine(&operations, look).await.unwrap();
+    }
 }
 
 #[tokio::test]

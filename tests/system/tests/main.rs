@@ -16,6 +16,8 @@ mod demo;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod kit;
+#[cfg(test)]
 mod logs;
 #[cfg(test)]
 mod outage;

@@ -40,6 +40,11 @@ const OPERATIONS: Known = &[(
     Treated::Serves(&["http://127.0.0.1:7081/readyz"]),
 )];
 
+const PARTICIPANTS: Known = &[(
+    "cat >restart.sh",
+    Treated::Exempt("a test of its own runs all checks, with such a script: it takes a minute"),
+)];
+
 const README: Known = &[
     (
         "make demo",
@@ -95,6 +100,9 @@ impl Surroundings {
         .map(|(name, address)| (name, substituted(address, &elsewhere)));
         let mut shell = Shell::start(&environment);
         shell.install("unanimous", BINARY);
+        // Built with all programs, beside ours.
+        let lab = Path::new(BINARY).with_file_name("unanimous-lab");
+        shell.install("unanimous-lab", lab.to_str().expect("a path in UTF-8"));
         Self {
             shell,
             elsewhere,
@@ -191,6 +199,14 @@ async fn an_operators_commands_do_what_the_page_says() {
     surroundings.set_up_by_hand().await;
     let name = "docs/OPERATIONS.md";
     surroundings.run(name, &page(name), OPERATIONS).await;
+}
+
+#[tokio::test]
+async fn an_implementers_commands_do_what_the_page_says() {
+    let mut surroundings = Surroundings::new().await;
+    surroundings.set_up_by_hand().await;
+    let name = "docs/PARTICIPANTS.md";
+    surroundings.run(name, &page(name), PARTICIPANTS).await;
 }
 
 /// What is described before it is built.
