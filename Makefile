@@ -74,7 +74,7 @@ fuzz: ## throw bytes at every parser, SECS=60 seconds at each
 	fuzz/run.sh $(or $(SECS),60)
 
 .PHONY: demo
-demo: ## see a commit, a refusal, and a coordinator that is killed and recovers
+demo: ## see a commit, a refusal, kills and recoveries, and the audit; ARGS="--log postgres" passes on
 	scripts/tools.sh postgres
 	cargo build --workspace --bins
-	$(lab) demo
+	$(lab) demo $(ARGS)

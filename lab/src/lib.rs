@@ -1,5 +1,44 @@
-//! Everything that tests, the demo and the benchmark need around Unanimous: private Postgres
-//! clusters, our programs as child processes, and the faults that are done to both.
+//! Everything that tests, the demo and whatever measures or breaks the programs need around Unanimous: private Postgres
+//! clusters, our programs as child processes, a load, the faults that are done to all of them, and the one audit.
+//!
+//! | what | where |
+//! |---|---|
+//! | two banks and a coordinator, running | [`town`] |
+//! | a Postgres server of one's own | [`postgres`] |
+//! | a server that somebody else runs, and databases borrowed there | [`server`] |
+//! | any program as a child: started, listened to, killed | [`process`] |
+//! | clients that repeat a request until they are told | [`load`] |
+//! | what is done to a program, as a value | [`fault`] |
+//! | a kill, and the time until all has settled | [`recovery`] |
+//! | a place on the road where requests are held | [`gate`] |
+//! | what clients were told, the log, and the banks' books, compared | [`audit`] |
+//! | all of it, told to somebody who has never heard of us | [`demo`] |
+//!
+//! A load, a kill and an audit:
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use unanimous_lab::audit::{self, Books, Evidence};
+//! # use unanimous_lab::{Fault, Load, Town, Transfers, Victim, town::Plan};
+//! # async fn example(plan: Plan) -> anyhow::Result<()> {
+//! let mut town = Town::start(&plan).await?;
+//! let site = town.site();
+//! let before = Books::read_both(&site).await?;
+//!
+//! let work = Transfers { seed: 1, accounts: plan.accounts, amount_max: 50 };
+//! let load = Load::start(work, 16, site.address()?);
+//! load.allow(1000);
+//! load.told_at_least(500).await?;
+//! town.inflict(Fault::Kill, Victim::Coordinator).await?;
+//! town.inflict(Fault::Restart, Victim::Coordinator).await?;
+//! let ended = load.finish().await?;
+//!
+//! audit::settled(&site, Duration::from_secs(30)).await?;
+//! let evidence = Evidence::collect(&site, ended.asked, work.by_key(1000), before).await?;
+//! assert!(evidence.examine().findings.is_empty());
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! The lab starts real processes and talks to them from outside; nothing depends on it. It needs
 //! Linux (`/proc`, and `setpriv` of util-linux), because only there can a child be made to die with
@@ -42,4 +81,4 @@ pub use process::{Process, Program};
 pub use spawn::{DeathSignal, command_that_dies_with_us, spawn};
 pub use town::Town;
 pub use transfer::Transfer;
-pub use tree::{is_alive, kill_all_descendants};
+pub use tree::{descendants_of, is_alive, kill_all_descendants};

@@ -221,7 +221,7 @@ impl Load {
     }
 
     /// True once nobody waits to be told, and nothing more will be begun.
-    pub fn is_over(&self) -> bool {
+    fn is_over(&self) -> bool {
         let limit = *self.shared.limit.borrow();
         let begun = self.shared.next.load(Ordering::Relaxed);
         limit.is_final || (begun >= limit.allowed && self.told() >= limit.allowed)

@@ -209,6 +209,11 @@ impl Options {
         self
     }
 
+    /// Whether there is a data directory to copy.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
     /// The data directory to copy; without one, `initdb` is run.
     #[must_use]
     pub fn template(mut self, template: &Template) -> Self {

@@ -373,6 +373,15 @@ impl Site {
         Api::new(self.http.clone(), self.coordinator.clone())
     }
 
+    /// The coordinator's address, for clients of other kinds.
+    pub fn address(&self) -> anyhow::Result<SocketAddr> {
+        let url = &self.coordinator;
+        let address = url.strip_prefix("http://").context("no http:// in a URL")?;
+        address
+            .parse()
+            .with_context(|| format!("no address: {url}"))
+    }
+
     /// `GET /total` of a bank.
     pub async fn total(&self, bank: &BankAt) -> anyhow::Result<Total> {
         get(&self.http, &bank.url, "/total").await

@@ -74,10 +74,16 @@ impl Vault {
     pub(crate) async fn open_both(plan: &Plan) -> anyhow::Result<(Self, Self)> {
         let (east, west) = match &plan.servers {
             Servers::Private => {
-                let template = Template::create().await?;
+                let mut options = Options::default();
+                // Held until both have their copy.
+                let mut template = None;
+                if !options.has_template() {
+                    let made = template.insert(Template::create().await?);
+                    options = options.template(made);
+                }
                 let start = async |side: Side| {
-                    let options = Options::default().template(&template);
-                    let cluster = Cluster::start(&options.name(format!("postgres-{side}"))).await?;
+                    let options = options.clone().name(format!("postgres-{side}"));
+                    let cluster = Cluster::start(&options).await?;
                     anyhow::Ok(Server::Private(Box::new(cluster)))
                 };
                 try_join!(start(Side::East), start(Side::West))?

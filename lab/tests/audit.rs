@@ -14,7 +14,7 @@ const ABORTED: &str = "08f66b21-0001-8000-8000-104eae94fab3";
 const OTHER: &str = "08f66b21-0001-8000-8000-104eae94fab4";
 
 fn id(text: &str) -> TransactionId {
-    text.parse().unwrap()
+    text.parse().expect("it is an id")
 }
 
 fn transfer() -> Transfer {
@@ -28,7 +28,7 @@ fn transfer() -> Transfer {
 fn entry(side: Side, transaction: &str) -> Entry {
     let changes = transfer().changes();
     let change = changes.iter().find(|(account, _)| account.side == side);
-    let (account, change) = *change.unwrap();
+    let (account, change) = *change.expect("it changes one account of each");
     Entry {
         transaction: transaction.to_owned(),
         account,
@@ -184,7 +184,7 @@ const CASES: &[Case] = &[
         "a transaction was told and is undecided",
         |evidence| {
             let log = &mut evidence.log.transactions;
-            log.get_mut(&id(ABORTED)).unwrap().outcome = None;
+            log.get_mut(&id(ABORTED)).expect("it is there").outcome = None;
         },
         &[Claim::ToldIsLogged],
         &[ABORTED, "undecided"],

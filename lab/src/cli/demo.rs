@@ -149,12 +149,16 @@ async fn perform(arguments: Arguments, interruptions: &mut Interruptions) -> any
         writeln!(stdout, "{}", serde_json::to_string(&shown.summary)?)?;
         stdout.flush()?;
     }
+    let code = if shown.is_right() { 0 } else { 1 };
     if arguments.stay {
         say_what_to_try(&mut screen, &shown)?;
         interruptions.next().await;
-        screen.line("\nStopped. Nothing of it is left.")?;
+        drop(shown);
+        screen.line(
+            "\nStopped: everything that was started has been ended, nothing of it is left.",
+        )?;
     }
-    Ok(if shown.is_right() { 0 } else { 1 })
+    Ok(code)
 }
 
 fn options(arguments: &Arguments) -> anyhow::Result<Options> {

@@ -11,7 +11,7 @@ use unanimous_lab::{Load, Transfers, postgres};
 use unanimous_protocol::record::Outcome;
 
 use crate::support::coordinator::{BANK, BINARY};
-use crate::support::{Log, On, SOON, address, on_both_logs};
+use crate::support::{Log, On, SOON, on_both_logs};
 
 const FORGETFUL_BANK: &str = env!("CARGO_BIN_EXE_system-forgetful-bank");
 const DOUBLING_BANK: &str = env!("CARGO_BIN_EXE_system-doubling-bank");
@@ -47,7 +47,7 @@ impl AfterLoad {
         let town = Town::start(&plan).await.expect("the town starts");
         let site = town.site();
         let before = Books::read_both(&site).await.expect("books can be read");
-        let load = Load::start(WORK, 8, address(town.coordinator.url()));
+        let load = Load::start(WORK, 8, site.address().expect("an address"));
         load.allow(TRANSFERS);
         let ended = load.finish().await.expect("every client is told");
         audit::settled(&site, SOON).await.expect("all settles");
@@ -195,7 +195,7 @@ async fn what_stands_still_goes_on_and_what_was_stopped_comes_back() {
             restarted.unwrap_or_else(|error| panic!("{fault} {victim}: {error:#}"));
             let is_same = load.town.process_id(victim) == id;
             assert_eq!(is_same, fault == Fault::Pause, "{fault} {victim}");
-            let again = Load::start(WORK, 2, address(load.town.coordinator.url()));
+            let again = Load::start(WORK, 2, load.site.address().expect("an address"));
             again.allow(1);
             again.finish().await.expect("its client is told");
         }

@@ -45,7 +45,7 @@ impl Work for Keyed {
 }
 
 /// The address in a URL of ours.
-pub(crate) fn address(url: &str) -> SocketAddr {
+fn address(url: &str) -> SocketAddr {
     let address = url.strip_prefix("http://").expect("it is an address");
     address.parse().expect("it is an address")
 }
