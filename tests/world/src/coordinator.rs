@@ -8,7 +8,7 @@ use unanimous_protocol::{
     coordinator::{Alarm, Effect, EnlistRefused, Event, Pace, Transaction},
     id::{Node, ParticipantName, TransactionId},
     keyring::{Claim, Holder, Keyring},
-    life::{self, Judgement, Known, Life, Shut, Standing as LifeStanding},
+    life::{self, Judgement, Known, Life, Shut, Standing as LifeStanding, Writer},
     message::{Delivery, Inform, Reply, Request},
     operations::{BodyDigest, Operations},
     record::{
@@ -118,6 +118,11 @@ impl Coordinator {
         self.life
             .as_ref()
             .is_some_and(|life| *life.standing() == LifeStanding::Serving)
+    }
+
+    /// In whose name it writes, once its epoch is open.
+    pub(crate) fn writer(&self) -> Option<Writer> {
+        self.life.as_ref().map(Life::writer)
     }
 
     /// What it holds besides transactions: after healing, nothing may be.

@@ -621,6 +621,11 @@ impl Log {
         !self.unnoticed
     }
 
+    /// Whether nobody has begun after this writer.
+    pub(crate) fn is_newest(&self, writer: Option<Writer>) -> bool {
+        writer.is_some_and(|writer| self.head(writer.node).check(&writer).is_ok())
+    }
+
     pub(crate) fn identity(&self) -> LogIdentity {
         self.identity
     }

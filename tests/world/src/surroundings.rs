@@ -647,6 +647,19 @@ impl Surroundings {
         }
     }
 
+    /// Whatever is on its way between the log and a life that is not one of these is lost.
+    pub(crate) fn cut_off_from_the_log(&mut self, but: &[LifeNumber]) {
+        let before = self.queue.len();
+        self.queue.retain(|_, happening| match happening.link() {
+            Some((Place::Coordinator(life), Place::Log))
+            | Some((Place::Log, Place::Coordinator(life))) => but.contains(&life),
+            Some(_) | None => true,
+        });
+        let cut = before - self.queue.len();
+        self.counters
+            .raise("requests to a log that went back, cut off", cut as u64);
+    }
+
     /// Cuts a link in one direction.
     pub(crate) fn cut(&mut self, from: Place, to: Place) {
         self.cuts.insert((from, to));

@@ -556,11 +556,13 @@ impl World {
             1 => self.coordinators.values().next(),
             _ => None,
         };
-        if self.nodes.len() == 1
-            && self.log.may_go_back()
-            && only.is_some_and(Coordinator::is_serving)
-        {
+        // A zombie that is left alone serves as well, by what it knows; the log knows better.
+        let is_newest = |life: &Coordinator| life.is_serving() && self.log.is_newest(life.writer());
+        if self.nodes.len() == 1 && self.log.may_go_back() && only.is_some_and(is_newest) {
             self.s.temper.log_goes_back = false;
+            // A restore ends the connections of everybody who wrote before: nothing of a former life is on its way.
+            let lives: Vec<LifeNumber> = self.coordinators.keys().copied().collect();
+            self.s.cut_off_from_the_log(&lives);
             let writes = self.s.rng.between(1, 8) as usize;
             self.log.go_back(writes, &mut self.s);
             let delay = self.s.rng.between(100, 20_000);
