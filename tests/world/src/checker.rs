@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use unanimous_protocol::{
     branch::State,
     id::{LogIdentity, ParticipantName, Prefix, TransactionId},
-    life::Judgement,
+    life::{Judgement, Writer},
     message::{Inform, Reply, RequestKind, Vote},
     record::{AbortCode, Decision, IdempotencyKey, Outcome, Part, Record, Verdict},
 };
@@ -173,6 +173,21 @@ impl Checker {
                 .epochs
                 .get(&id.prefix())
                 .is_some_and(|epoch| id.epoch().number() < *epoch)
+    }
+
+    /// A life ends itself because somebody newer rules: there must be somebody.
+    pub(crate) fn ends_as_fenced(&mut self, writer: &Writer) {
+        let prefix = Prefix {
+            identity: writer.identity,
+            node: writer.node,
+        };
+        let renamed = self
+            .identity
+            .is_some_and(|identity| identity != writer.identity);
+        let newest = self.epochs.get(&prefix).copied().unwrap_or_default();
+        self.require(renamed || newest > writer.epoch.number(), || {
+            format!("a life ends as fenced, and nobody has fenced {writer}")
+        });
     }
 
     /// A record has become durable.

@@ -138,6 +138,8 @@ impl Client {
         // Mostly the coordinator that it began at; any other one must answer truly, too.
         let node = self.id.map(TransactionId::node);
         let node = node.filter(|_| s.rng.chance(8_000)).or(self.node.take());
+        // Where nobody runs it, a load balancer finds somebody else.
+        let node = node.filter(|node| s.listening.iter().any(|(of, _)| of == node));
         match (self.stage, self.id) {
             (Stage::Beginning, _) => {
                 let question = self.begin();

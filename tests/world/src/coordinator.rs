@@ -2,6 +2,7 @@
 //! [`protocol::life`](unanimous_protocol::life) and [`protocol::keyring`](unanimous_protocol::keyring): it carries
 //! effects out in order, reports their completions as events, and adds clock readings. It decides nothing.
 
+mod adoption;
 mod asked;
 mod transaction;
 mod writer;
@@ -40,9 +41,12 @@ struct Live {
 #[derive(Debug)]
 enum Pending {
     Open,
+    Adopt(Node),
     Write(log::Write),
     /// With what this life knew when it asked.
     Head(Known),
+    /// With the epoch that was opened to adopt the node.
+    HeadOf(Writer),
     Remember,
     Judge(Asker, Question, TransactionId, life::Question),
     Key(IdempotencyKey, Asker, Question),
@@ -242,9 +246,8 @@ impl Coordinator {
                 },
             ) => self.written(write, standings, decisions, s),
             (Pending::Write(_), log::Answer::Shut(Shut::Fenced(_))) => {
-                trace!(s, "{}: is fenced, and ends", self.number);
                 s.counters.add("lives ended by a fenced write");
-                self.ended = true;
+                self.ends("a write was refused", s);
                 Ok(())
             }
             (Pending::Write(_), log::Answer::Shut(Shut::WentBack(_))) => {
@@ -268,7 +271,14 @@ impl Coordinator {
                 self.ask_log(Pending::Remember, log::Request::Remember, s);
                 Ok(())
             }
-            (Pending::Head(_), _) => Ok(()),
+            (Pending::HeadOf(known), log::Answer::Head(head)) => {
+                self.look_at_adopted(&known, &head, s)
+            }
+            (Pending::Adopt(node), log::Answer::Opened { writer, unfinished }) => {
+                self.adopted(node, writer, unfinished, s)
+            }
+            // It is tried again with the next look.
+            (Pending::Head(_) | Pending::HeadOf(_) | Pending::Adopt(_), _) => Ok(()),
             (
                 Pending::Judge(asker, question, id, asked),
                 log::Answer::Found { snapshot, record },
@@ -300,6 +310,11 @@ impl Coordinator {
 
     pub(crate) fn poll(&mut self, s: &mut Surroundings) {
         self.look_at_head(s);
+        let adopted: Vec<Writer> = self.life.iter().flat_map(Life::adopted).collect();
+        for writer in adopted {
+            let request = log::Request::HeadOf(writer.node);
+            self.ask_log(Pending::HeadOf(writer), request, s);
+        }
         s.after(self.clock.takes(1_000), Happening::Poll(self.number));
     }
 
@@ -309,15 +324,23 @@ impl Coordinator {
         }
     }
 
+    /// The process ends itself: somebody newer rules.
+    fn ends(&mut self, why: &str, s: &mut Surroundings) {
+        trace!(s, "{}: is fenced, and ends: {why}", self.number);
+        if let Some(writer) = self.writer() {
+            s.checker.ends_as_fenced(&writer);
+        }
+        self.ended = true;
+    }
+
     /// What its standing says may have changed (rule 11).
     fn stands(&mut self, s: &mut Surroundings) -> Result<(), Crashed> {
         let standing = self.life.as_ref().map(|life| life.standing().clone());
         match standing {
             None | Some(LifeStanding::Serving) => {}
             Some(LifeStanding::Fenced(why)) => {
-                trace!(s, "{}: ends: {why}", self.number);
                 s.counters.add("lives ended by a look at the log's head");
-                self.ended = true;
+                self.ends(&why, s);
             }
             Some(LifeStanding::WentBack(why)) => {
                 if self.told_that_it_went_back {

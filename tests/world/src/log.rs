@@ -28,11 +28,15 @@ const HISTORY: usize = 12;
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     OpenEpoch,
+    /// Another node's, to adopt it.
+    Adopt(Node),
     /// Decisions, and what rides with them. `forced` is false for what ended without a forced write.
     Write(Write),
     Outcome(TransactionId),
     ByKey(IdempotencyKey),
     Head,
+    /// Of a node that was adopted.
+    HeadOf(Node),
     /// A life found that the log went back; no other one may begin on it (docs/adr/0003).
     Remember,
 }
@@ -42,11 +46,13 @@ impl Request {
     pub(crate) fn words(&self, name: impl Fn(TransactionId) -> String) -> Vec<String> {
         let (kind, ids): (&str, Vec<TransactionId>) = match self {
             Self::OpenEpoch => ("open", Vec::new()),
+            Self::Adopt(_) => ("adopt", Vec::new()),
             Self::Write(write) if write.proposals.is_empty() => ("append", write.ids().collect()),
             Self::Write(write) => ("decide", write.ids().collect()),
             Self::Outcome(id) => ("read", vec![*id]),
             Self::ByKey(_) => ("by-key", Vec::new()),
             Self::Head => ("head", Vec::new()),
+            Self::HeadOf(_) => ("head-of", Vec::new()),
             Self::Remember => ("remember", Vec::new()),
         };
         std::iter::once(kind.to_owned())
@@ -237,6 +243,7 @@ impl Log {
         }
         let reply = match request {
             Request::OpenEpoch => self.open_epoch(node, s),
+            Request::Adopt(node) => self.open_epoch(*node, s),
             Request::Write(write) => {
                 let (reply, position) = self.write(node, write, fault, s);
                 if !self.disk.is_durable(position)
@@ -262,6 +269,7 @@ impl Log {
                 Answer::Key(found)
             }
             Request::Head => Answer::Head(self.head(node)),
+            Request::HeadOf(node) => Answer::Head(self.head(*node)),
             Request::Remember => {
                 self.went_back = self.unnoticed;
                 Answer::Remembered

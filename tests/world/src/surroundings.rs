@@ -260,6 +260,8 @@ pub(crate) enum Happening {
         question: u64,
     },
     RestartCoordinator(Node),
+    /// Every coordinator that adopts looks for nodes that nobody runs.
+    LookForNodes,
     /// The database comes back, and with it the processes.
     RestartParticipant(ParticipantName),
     RestartProcess(ParticipantName),
@@ -288,6 +290,10 @@ pub(crate) struct Temper {
     pub(crate) betrays: bool,
     /// The log may go back, once.
     pub(crate) log_goes_back: bool,
+    /// Coordinators adopt nodes that nobody runs; and in the end one of these may stay away for good.
+    pub(crate) adopts: bool,
+    /// A node that was not seen for so long is adopted.
+    pub(crate) unseen_for: Millis,
     pub(crate) chaos_until: Millis,
 }
 
@@ -299,6 +305,13 @@ impl Temper {
         let crash = up_to(150);
         let log_fault = up_to(3_000);
         let service_failure = up_to(800);
+        let adopts = !calm && rng.chance(6_000);
+        // Adopters that live for a while have more to let go of.
+        let crash = if adopts && rng.chance(6_000) {
+            crash / 8
+        } else {
+            crash
+        };
         let longest_retention = if rng.chance(5_000) { 9_000 } else { 60_000 };
         Self {
             calm,
@@ -316,6 +329,8 @@ impl Temper {
             clients: rng.between(10, 40),
             betrays: !calm && rng.chance(2_000),
             log_goes_back: !calm && rng.chance(2_000),
+            adopts,
+            unseen_for: rng.between(1_000, 10_000),
             chaos_until: rng.between(10_000, 60_000),
         }
     }
@@ -437,6 +452,7 @@ impl Happening {
             | Self::CutHeals(..)
             | Self::ClientActs { .. }
             | Self::RestartCoordinator(_)
+            | Self::LookForNodes
             | Self::RestartParticipant(_)
             | Self::RestartProcess(_)
             | Self::NewIdentity
@@ -519,6 +535,7 @@ impl Happening {
             | Self::CutHeals(..)
             | Self::ClientActs { .. }
             | Self::RestartCoordinator(_)
+            | Self::LookForNodes
             | Self::RestartParticipant(_)
             | Self::RestartProcess(_)
             | Self::NewIdentity

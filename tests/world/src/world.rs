@@ -53,6 +53,10 @@ pub(crate) struct World {
     pub(crate) coordinators: BTreeMap<LifeNumber, Coordinator>,
     lives: u32,
     nodes: Vec<Node>,
+    /// Nodes that nobody runs and nobody starts before this.
+    away_until: BTreeMap<Node, Millis>,
+    /// When each node was last seen running.
+    seen: BTreeMap<Node, Millis>,
     /// By the name they began with.
     pub(crate) participants: BTreeMap<ParticipantName, Participant>,
     /// Present names, where they are others, to the first.
@@ -121,13 +125,16 @@ impl World {
             })
             .collect();
         s.participants = names.len();
-        let nodes: Vec<Node> = (1..=s.rng.between(1, 2) as u16).map(Node).collect();
+        let count = s.rng.pick(&[1, 1, 2, 2, 3]).copied().unwrap_or(1);
+        let nodes: Vec<Node> = (1..=count).map(Node).collect();
         let mut world = Self {
             s,
             log: Log::new(),
             coordinators: BTreeMap::new(),
             lives: 0,
             nodes,
+            away_until: BTreeMap::new(),
+            seen: BTreeMap::new(),
             participants,
             renamed: BTreeMap::new(),
             events: 0,
@@ -143,6 +150,9 @@ impl World {
         }
         world.s.after(until, Happening::Heal);
         world.s.after(1_000, Happening::LogForgets);
+        if world.s.temper.adopts {
+            world.s.after(2_000, Happening::LookForNodes);
+        }
         world
     }
 
@@ -197,6 +207,8 @@ impl World {
             coordinators: BTreeMap::new(),
             lives: 0,
             nodes: vec![Node(1)],
+            away_until: BTreeMap::new(),
+            seen: BTreeMap::new(),
             participants,
             renamed: BTreeMap::new(),
             events: 0,
@@ -446,9 +458,17 @@ impl World {
                 }
             }
             Happening::RestartCoordinator(node) => {
-                if !self.s.listening.iter().any(|(of, _)| *of == node) {
+                let away_until = self.away_until.get(&node).copied().unwrap_or_default();
+                if away_until > self.s.now {
+                    let delay = away_until - self.s.now;
+                    self.s.after(delay, happening);
+                } else if !self.is_run(node) {
                     self.start_coordinator(node);
                 }
+            }
+            Happening::LookForNodes => {
+                self.look_for_nodes();
+                self.s.after(2_000, Happening::LookForNodes);
             }
             Happening::RestartParticipant(name) => {
                 if let Some(participant) = self.participants.get_mut(&name) {
@@ -480,6 +500,13 @@ impl World {
         }
         if self.s.temper.log_goes_back && self.s.rng.chance(2_000) {
             self.log_goes_back();
+        }
+        if self.nodes.len() > 1
+            && self.s.temper.adopts
+            && self.s.rng.chance(1_500)
+            && let Some(node) = self.s.rng.pick(&self.nodes).copied()
+        {
+            self.node_is_given_up(node);
         }
         match (self.s.rng.below(10), life, name) {
             (0, Some(life), _) => self.crash_coordinator(life),
@@ -549,6 +576,59 @@ impl World {
         self.s.after(delay, Happening::Fault);
     }
 
+    fn is_run(&self, node: Node) -> bool {
+        self.s.listening.iter().any(|(of, _)| *of == node)
+    }
+
+    /// What an adopter goes by: a node that was not seen for a while. It may be wrong, and does no harm then.
+    fn look_for_nodes(&mut self) {
+        let lives: Vec<LifeNumber> = self.coordinators.keys().copied().collect();
+        for node in self.nodes.clone() {
+            let seen = self.seen.get(&node).copied().unwrap_or_default();
+            // Its owner marks it, and so does whoever has adopted it.
+            if self.is_run(node) || self.coordinators.values().any(|life| life.runs(node)) {
+                self.seen.insert(node, self.s.now);
+            } else if self.s.now - seen >= self.s.temper.unseen_for
+                && let Some(&life) = self.s.rng.pick(&lives)
+            {
+                self.adopt(life, node);
+            }
+        }
+    }
+
+    pub(crate) fn adopt(&mut self, life: LifeNumber, node: Node) {
+        if let Some(coordinator) = self.coordinators.get_mut(&life)
+            && coordinator.frozen_until <= self.s.now
+        {
+            coordinator.adopt(node, &mut self.s);
+        }
+    }
+
+    /// Its coordinators die and stay away for long, or run on (somebody adopts by force); and somebody adopts it.
+    fn node_is_given_up(&mut self, node: Node) {
+        let lives = self.coordinators.keys().copied();
+        let is_theirs = |life: &LifeNumber| self.coordinators[life].node() == node;
+        let (theirs, others): (Vec<_>, Vec<_>) = lives.partition(is_theirs);
+        let is_away = self
+            .away_until
+            .get(&node)
+            .is_some_and(|at| *at > self.s.now);
+        if !is_away && self.s.rng.chance(6_000) {
+            let away = self.s.rng.between(2_000, 25_000);
+            trace!(self.s, "node {node} is away for {away} ms");
+            self.away_until.insert(node, self.s.now + away);
+            for life in theirs {
+                self.crash_coordinator(life);
+            }
+        }
+        if self.s.rng.chance(5_000)
+            && let Some(&life) = self.s.rng.pick(&others)
+        {
+            self.s.counters.add("nodes adopted by force");
+            self.adopt(life, node);
+        }
+    }
+
     /// The log loses what it promised to keep, where that can be found out at all: one life must remember more than
     /// the log does, and be the only one of its node (docs/PROOF.md).
     fn log_goes_back(&mut self) {
@@ -579,8 +659,20 @@ impl World {
         for coordinator in self.coordinators.values_mut() {
             coordinator.frozen_until = 0;
         }
+        // One node may stay away for good, where another one adopts it.
+        let away = |node: &Node| self.away_until.get(node).is_some_and(|at| *at > self.s.now);
+        let adopted = self.nodes.len() > 1 && self.s.temper.adopts;
+        let for_good = self
+            .nodes
+            .iter()
+            .copied()
+            .find(|node| adopted && away(node));
+        if let Some(node) = for_good {
+            self.s.counters.add("nodes that stay away for good");
+            self.away_until.insert(node, Millis::MAX);
+        }
         for node in self.nodes.clone() {
-            if !self.s.listening.iter().any(|(of, _)| *of == node) {
+            if for_good != Some(node) && !self.is_run(node) {
                 self.start_coordinator(node);
             }
         }

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// Seeds that a mutant is given, small worlds.
-const SEEDS: &str = "2000";
+const SEEDS: &str = "4000";
 /// A mutant that does not come to an end by then is a mistake of its own, in seconds.
 const PATIENCE: &str = "300";
 

@@ -303,7 +303,10 @@ impl Coordinator {
         request: Request,
         s: &mut Surroundings,
     ) {
-        self.call(id, participant, request, s);
+        // An own one that is over may still ask, which is crueller than any courier. One that was let go of does not.
+        if id.node() == self.node || self.transactions.contains_key(&id) {
+            self.call(id, participant, request, s);
+        }
     }
 
     pub(crate) fn call_ended(
