@@ -20,15 +20,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use unanimous_protocol::{
     branch::State,
-    id::{LogIdentity, ParticipantName, Prefix, TransactionId},
+    id::{Epoch, LogIdentity, ParticipantName, Prefix, TransactionId},
     life::{Judgement, Writer},
     message::{Inform, Reply, RequestKind, Vote},
-    record::{AbortCode, Decision, IdempotencyKey, Outcome, Part, Record, Verdict},
+    operations::BodyDigest,
+    record::{AbortCode, Decision, IdempotencyKey, KeyClaim, Outcome, Part, Record, Verdict},
 };
 
 /// What is known of one branch.
 #[derive(Debug, Default)]
 struct Seen {
+    /// A coordinator asked it to prepare.
+    asked: bool,
     /// What a crash would leave of its row.
     durable: Option<State>,
     said_yes: bool,
@@ -46,7 +49,11 @@ struct Seen {
 /// What is known of one transaction.
 #[derive(Debug, Default)]
 struct Known {
+    /// A life issued the id. Others are made up.
+    begun: bool,
     key: Option<IdempotencyKey>,
+    /// What it was begun with.
+    request: Option<BodyDigest>,
     /// The durable decision; it outlives the record.
     decision: Option<Decision>,
     told_aborted: bool,
@@ -75,6 +82,8 @@ pub(crate) struct Checker {
     violation: Option<String>,
     transactions: BTreeMap<TransactionId, Known>,
     keys: BTreeMap<IdempotencyKey, KeyFacts>,
+    /// The last transaction that each life began for a key.
+    running: BTreeMap<(IdempotencyKey, Prefix, Epoch), TransactionId>,
     epochs: BTreeMap<Prefix, u32>,
     /// The log's identity, once it has been given a new one.
     identity: Option<LogIdentity>,
@@ -104,12 +113,66 @@ impl Checker {
         }
     }
 
-    pub(crate) fn begun(&mut self, id: TransactionId, key: Option<&IdempotencyKey>) {
-        let repeated = self.transactions.contains_key(&id);
+    pub(crate) fn begun(&mut self, id: TransactionId, claim: Option<&KeyClaim>) {
+        let repeated = self.transactions.get(&id).is_some_and(|known| known.begun);
         self.require(!repeated, || format!("id {id} was issued twice"));
         let known = self.transactions.entry(id).or_default();
-        known.key = key.cloned();
+        known.begun = true;
+        known.key = claim.map(|claim| claim.key.clone());
+        known.request = claim.map(|claim| claim.request);
         known.undecided = true;
+        let Some(claim) = claim else {
+            return;
+        };
+        // Rule 21: a repeat does no work twice, in one life.
+        let runs = self
+            .running
+            .insert((claim.key.clone(), id.prefix(), id.epoch()), id);
+        let other = runs.filter(|other| self.transactions[other].undecided);
+        self.require(other.is_none(), || {
+            format!(
+                "{id} is begun for key {}, which {other:?} of this life runs",
+                claim.key
+            )
+        });
+    }
+
+    /// A coordinator calls the branch to prepare.
+    pub(crate) fn was_asked(&self, id: TransactionId, participant: &ParticipantName) -> bool {
+        let known = self.transactions.get(&id);
+        let seen = known.and_then(|known| known.branches.get(participant));
+        seen.is_some_and(|seen| seen.asked)
+    }
+
+    /// Whether nobody who answers can know that it ends in an abort: it may yet commit, be issued, or is not ours.
+    fn may_still_commit(&self, id: TransactionId) -> bool {
+        match self.transactions.get(&id).filter(|known| known.begun) {
+            Some(known) => known.undecided && known.decision.is_none() && !self.is_fenced(id),
+            None => !self.is_fenced(id) || !self.is_of_this_log(id),
+        }
+    }
+
+    fn is_of_this_log(&self, id: TransactionId) -> bool {
+        self.epochs
+            .keys()
+            .any(|prefix| prefix.identity == id.identity())
+    }
+
+    /// A client is told that the retention of a transaction is over.
+    pub(crate) fn told_forgotten(&mut self, id: TransactionId) {
+        let may_still_commit = self.may_still_commit(id);
+        self.require(!may_still_commit, || {
+            format!("a client is told that {id} is forgotten, which may still commit")
+        });
+    }
+
+    /// A client that asks by a key is told of a transaction: it must have been begun with the same request.
+    pub(crate) fn told_by_key(&mut self, id: TransactionId, request: BodyDigest) {
+        let known = self.transactions.get(&id);
+        let same = known.is_some_and(|known| known.request == Some(request));
+        self.require(same, || {
+            format!("a client is told of {id} by its key, which was begun with another request")
+        });
     }
 
     /// Whether its owner has still to decide it.
@@ -159,7 +222,7 @@ impl Checker {
 
     /// Nothing is known of an id that was issued: only after the log lost the epoch it was issued in.
     pub(crate) fn judged_unknown(&mut self, id: TransactionId, judgement: Judgement) {
-        let issued = self.transactions.contains_key(&id);
+        let issued = self.transactions.get(&id).is_some_and(|known| known.begun);
         let excused = !issued || self.went_back;
         self.require(excused, || {
             format!("an id that was issued is {judgement:?}: {id}")
@@ -194,7 +257,8 @@ impl Checker {
     pub(crate) fn log_durable(&mut self, record: &Record) {
         let id = record.header.id;
         let decision = &record.decision;
-        let Some(known) = self.transactions.get_mut(&id) else {
+        let known = self.transactions.get_mut(&id).filter(|known| known.begun);
+        let Some(known) = known else {
             return self.violated(format!("a record of {id}, which nobody began"));
         };
         if let Some(earlier) = &known.decision {
@@ -349,7 +413,7 @@ impl Checker {
         kind: RequestKind,
     ) {
         match kind {
-            RequestKind::Prepare => {}
+            RequestKind::Prepare => self.seen(id, participant).asked = true,
             RequestKind::Commit => self.told_branch(id, participant, Inform::Committed),
             RequestKind::Abort => self.told_branch(id, participant, Inform::Aborted),
         }
@@ -362,9 +426,13 @@ impl Checker {
         participant: &ParticipantName,
         inform: Inform,
     ) {
-        let fenced = self.is_fenced(id);
+        let may_still_commit = self.may_still_commit(id);
         let known = self.transactions.entry(id).or_default();
-        let may_still_commit = known.undecided && known.decision.is_none() && !fenced;
+        // Rule 16: of a name that a committed transaction does not have, nobody knows anything.
+        let no_such_name = known.decision.as_ref().is_some_and(|decision| {
+            let part = decision.branches.get(participant);
+            decision.verdict == Verdict::Commit && !known.forgotten && part.is_none()
+        });
         let seen = known.branches.entry(participant.clone()).or_default();
         let updates = known.decision.as_ref().is_some_and(|decision| {
             decision.verdict == Verdict::Commit
@@ -386,6 +454,9 @@ impl Checker {
                 self.require(!may_still_commit, || {
                     format!("{participant} is told that {id} is aborted, which may still commit")
                 });
+                self.require(!no_such_name || gone, || {
+                    format!("{participant} is told that {id} is aborted, which commits without it")
+                });
             }
         }
     }
@@ -399,11 +470,11 @@ impl Checker {
         by_key: Option<&IdempotencyKey>,
     ) {
         let fenced = self.is_fenced(id);
+        let may_still_commit = self.may_still_commit(id);
         let known = self.transactions.entry(id).or_default();
         // A reading from before the retention ended may be told after it, when the key is free again.
         let key_is_free = known.refused || known.forgotten || known.lost;
         let refused = known.refused;
-        let may_still_commit = known.undecided && known.decision.is_none() && !fenced;
         let durable = known.decision.as_ref();
         let unforced = known.key.is_none() && durable.is_none_or(is_without_effects);
         match outcome {

@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     /// Asked of the participants afterwards.
     pub(crate) work: Vec<(ParticipantName, String)>,
     pub(crate) timeout: Millis,
+    /// Between beginning and going on.
+    pub(crate) pause: Millis,
     pub(crate) end: End,
 }
 
@@ -123,12 +125,17 @@ impl Client {
         self.send(s);
     }
 
+    /// Whether it begins and commits in one request.
+    fn commits(&self) -> bool {
+        self.plan.end == End::AtOnce
+    }
+
     fn begin(&self) -> Question {
         Question::Begin {
             key: self.plan.key.clone(),
             request: self.plan.request,
             branches: self.plan.branches.clone(),
-            commit: self.plan.end == End::AtOnce,
+            commit: self.commits(),
             timeout: self.plan.timeout,
         }
     }
@@ -180,9 +187,10 @@ impl Client {
                 s.ask(node, asker, question);
             }
             (Stage::AskingAgain, id) => {
-                let question = match (&self.plan.key, id) {
-                    (Some(_), _) | (None, None) => self.begin(),
-                    (None, Some(id)) => Question::Get(id),
+                // Where the key is free again, a begin that does not commit would leave something open.
+                let question = match id.filter(|_| self.plan.key.is_none() || !self.commits()) {
+                    None => self.begin(),
+                    Some(id) => Question::Get(id),
                 };
                 s.ask(node, asker, question);
             }
@@ -236,7 +244,10 @@ impl Client {
                 } else {
                     Stage::Working(0)
                 };
-                self.send(s);
+                match self.plan.pause {
+                    0 => self.send(s),
+                    pause => self.again_after(pause, s),
+                }
             }
             Said::Committed(id) => {
                 self.id = Some(*id);
@@ -264,7 +275,8 @@ impl Client {
         self.stage = Stage::Done;
         self.tries = 0;
         self.question += 1;
-        if self.asks_again > 0 && (self.id.is_some() || self.plan.key.is_some()) {
+        if self.asks_again > 0 && (self.id.is_some() || (self.plan.key.is_some() && self.commits()))
+        {
             self.asks_again -= 1;
             if s.rng.chance(4_000) {
                 let delay = s.rng.between(500, 60_000);

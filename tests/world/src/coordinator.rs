@@ -5,6 +5,7 @@
 mod adoption;
 mod asked;
 mod transaction;
+mod watch;
 mod writer;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -399,6 +399,16 @@ impl Log {
             s.counters.add("fenced writes");
             return (Answer::Shut(shut), 0);
         }
+        if let Some(writer) = write.writer
+            && (writer.epoch.number() != epoch
+                || writer.identity != self.identity
+                || writer.decisions_at_least > decisions)
+        {
+            s.checker.violated(format!(
+                "the log takes a write of {writer}, and holds epoch {epoch}, {decisions} decisions, identity {}",
+                self.identity
+            ));
+        }
         let forced = !write.proposals.is_empty();
         if write.proposals.len() > 1 {
             s.counters.add("group writes");

@@ -1,7 +1,7 @@
 //! What every node of the world stands in: the clock, the network, chance, and the checker that watches.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
 };
 
@@ -84,6 +84,8 @@ pub(crate) struct Asker {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
     Client(usize),
+    /// Somebody who makes up ids, and hears nothing of what is answered.
+    Stranger,
     /// An inquiry.
     Participant(ParticipantName),
     /// A participant that enlists its branch.
@@ -182,6 +184,18 @@ pub(crate) enum Happening {
         participant: ParticipantName,
         delivery: Delivery<Reply>,
     },
+    /// A coordinator asks a participant whether it holds a prepared branch.
+    Peek {
+        life: LifeNumber,
+        participant: ParticipantName,
+        id: TransactionId,
+    },
+    Peeked {
+        life: LifeNumber,
+        participant: ParticipantName,
+        id: TransactionId,
+        prepared: bool,
+    },
     CallLater {
         life: LifeNumber,
         id: TransactionId,
@@ -262,6 +276,8 @@ pub(crate) enum Happening {
     RestartCoordinator(Node),
     /// Every coordinator that adopts looks for nodes that nobody runs.
     LookForNodes,
+    /// Somebody asks about an id that may be made up.
+    Guess,
     /// The database comes back, and with it the processes.
     RestartParticipant(ParticipantName),
     RestartProcess(ParticipantName),
@@ -391,6 +407,8 @@ pub(crate) struct Surroundings {
     pub(crate) listening: Vec<(Node, LifeNumber)>,
     /// What a script does with messages.
     pub(crate) director: Option<Director>,
+    /// The ids that were issued last.
+    pub(crate) recent: VecDeque<TransactionId>,
     /// Links that carry nothing, in this direction.
     cuts: BTreeSet<(Place, Place)>,
     /// Short names of transactions, for the event log.
@@ -415,7 +433,7 @@ impl Happening {
     fn link(&self) -> Option<(Place, Place)> {
         let coordinator = |life: &LifeNumber| Place::Coordinator(*life);
         let asker = |asker: &Asker| match &asker.who {
-            Who::Client(_) => Place::Clients,
+            Who::Client(_) | Who::Stranger => Place::Clients,
             Who::Participant(name) | Who::Enlisting(name, ..) => Place::Participant(name.clone()),
         };
         let participant = |name: &ParticipantName| Place::Participant(name.clone());
@@ -432,6 +450,16 @@ impl Happening {
             Self::Answered {
                 life, asker: to, ..
             } => (coordinator(life), asker(to)),
+            Self::Peek {
+                life,
+                participant: to,
+                ..
+            } => (coordinator(life), participant(to)),
+            Self::Peeked {
+                life,
+                participant: from,
+                ..
+            } => (participant(from), coordinator(life)),
             Self::LogAsked { life, .. } => (coordinator(life), Place::Log),
             Self::LogAnswered { life, .. } => (Place::Log, coordinator(life)),
             Self::WorkArrives(work) => (Place::Clients, participant(&work.participant)),
@@ -453,6 +481,7 @@ impl Happening {
             | Self::ClientActs { .. }
             | Self::RestartCoordinator(_)
             | Self::LookForNodes
+            | Self::Guess
             | Self::RestartParticipant(_)
             | Self::RestartProcess(_)
             | Self::NewIdentity
@@ -521,6 +550,24 @@ impl Happening {
                 vec!["work".into(), work.participant.to_string(), name(work.id)]
             }
             Self::WorkDone { asker, .. } => vec!["worked".into(), words::who(asker)],
+            Self::Peek {
+                life,
+                participant,
+                id,
+            }
+            | Self::Peeked {
+                life,
+                participant,
+                id,
+                ..
+            } => {
+                vec![
+                    "peek".into(),
+                    participant.to_string(),
+                    name(*id),
+                    life.to_string(),
+                ]
+            }
             Self::CallLater { .. }
             | Self::LogForgets
             | Self::Deadline { .. }
@@ -536,6 +583,7 @@ impl Happening {
             | Self::ClientActs { .. }
             | Self::RestartCoordinator(_)
             | Self::LookForNodes
+            | Self::Guess
             | Self::RestartParticipant(_)
             | Self::RestartProcess(_)
             | Self::NewIdentity
@@ -560,6 +608,7 @@ impl Surroundings {
             unregistered: BTreeSet::new(),
             listening: Vec::new(),
             director: None,
+            recent: VecDeque::new(),
             cuts: BTreeSet::new(),
             names: BTreeMap::new(),
             queue: BTreeMap::new(),
@@ -587,6 +636,14 @@ impl Surroundings {
                 trace!(self, "{name} is {id}");
             }
             self.names.insert(id, name);
+        }
+    }
+
+    /// Strangers may ask about it.
+    pub(crate) fn remember(&mut self, id: TransactionId) {
+        self.recent.push_back(id);
+        if self.recent.len() > 64 {
+            self.recent.pop_front();
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use unanimous_protocol::{
     branch::State,
-    id::{Node, ParticipantName, TransactionId},
+    id::{Epoch, LogIdentity, Node, ParticipantName, Prefix, Sequence, TransactionId},
     operations::{BodyDigest, Operations},
     record::{AbortCode, IdempotencyKey, Part, Verdict},
 };
@@ -20,7 +20,8 @@ use crate::{
     participant::{ACCOUNTS, BALANCE, Operation, Participant},
     rng::Rng,
     surroundings::{
-        Counters, Crashed, Happening, LifeNumber, Millis, Place, Surroundings, Temper, Who, trace,
+        Asker, Counters, Crashed, Happening, LifeNumber, Millis, Place, Question, Surroundings,
+        Temper, Who, trace,
     },
 };
 
@@ -147,6 +148,7 @@ impl World {
         let until = world.s.temper.chaos_until;
         if !world.s.temper.calm {
             world.s.after(1_000, Happening::Fault);
+            world.s.after(500, Happening::Guess);
         }
         world.s.after(until, Happening::Heal);
         world.s.after(1_000, Happening::LogForgets);
@@ -328,6 +330,22 @@ impl World {
                 delivery,
                 ..
             } => self.at_life(life, &happening, |c, s| c.call_ended(number, delivery, s)),
+            Happening::Peek {
+                life,
+                participant,
+                id,
+            } => self.at_participant(&participant, |p, s| {
+                p.peek(life, id, s);
+                Ok(())
+            }),
+            Happening::Peeked {
+                life,
+                participant,
+                id,
+                prepared,
+            } => self.at_life(life, &happening, |c, s| {
+                c.peeked(id, &participant, prepared, s)
+            }),
             Happening::CallLater {
                 life,
                 id,
@@ -348,6 +366,7 @@ impl World {
                         client.answered(asker.question, &said, &mut self.s);
                     }
                 }
+                Who::Stranger => {}
                 Who::Participant(name) => {
                     if let crate::surroundings::Said::Inform(id, _, inform) = said {
                         self.at_participant(&name, |p, s| p.informed(id, inform, s));
@@ -466,6 +485,7 @@ impl World {
                     self.start_coordinator(node);
                 }
             }
+            Happening::Guess => self.guess(),
             Happening::LookForNodes => {
                 self.look_for_nodes();
                 self.s.after(2_000, Happening::LookForNodes);
@@ -478,6 +498,54 @@ impl World {
             Happening::Fault => self.fault(),
             Happening::Heal => self.heal(),
         }
+    }
+
+    /// Anybody can ask about any id, as a client or in a participant's name; no answer may say more than is known.
+    fn guess(&mut self) {
+        if !self.s.chaos {
+            return;
+        }
+        let recent = self.s.recent.make_contiguous().to_vec();
+        if let Some(&id) = self.s.rng.pick(&recent) {
+            let s = &mut self.s;
+            s.counters.add("guesses");
+            let prefix = id.prefix();
+            let some_id = |prefix, epoch: u64, sequence: u64| {
+                let epoch = u32::try_from(epoch).ok().and_then(Epoch::new)?;
+                Some(TransactionId::new(prefix, epoch, Sequence::new(sequence)?))
+            };
+            let (epoch, sequence) = (u64::from(id.epoch().number()), id.sequence().number());
+            let guessed = match s.rng.below(8) {
+                // The next ones to be issued, perhaps.
+                0 | 1 => some_id(prefix, epoch, sequence + s.rng.between(1, 3)),
+                2 => some_id(prefix, epoch + s.rng.between(1, 3), s.rng.below(1 << 20)),
+                3 => {
+                    let (identity, node) = (prefix.identity, Node(9));
+                    some_id(Prefix { identity, node }, 1, sequence)
+                }
+                4 => {
+                    let identity = LogIdentity(0xf0e1);
+                    some_id(Prefix { identity, ..prefix }, epoch, sequence)
+                }
+                _ => Some(id),
+            };
+            let names: Vec<ParticipantName> = self.participants.keys().cloned().collect();
+            let nobody: Option<ParticipantName> = "south".parse().ok();
+            let name = self.s.rng.pick(&names).cloned();
+            let name = nobody.filter(|_| self.s.rng.chance(2_000)).or(name);
+            if let (Some(id), Some(participant)) = (guessed, name) {
+                let (who, question) = if self.s.rng.chance(5_000) {
+                    let who = Who::Participant(participant.clone());
+                    (who, Question::Outcome { id, participant })
+                } else {
+                    (Who::Stranger, Question::Get(id))
+                };
+                let asker = Asker { who, question: 0 };
+                self.s.ask(None, asker, question);
+            }
+        }
+        let delay = self.s.rng.between(50, 1_000);
+        self.s.after(delay, Happening::Guess);
     }
 
     fn fault(&mut self) {
@@ -925,7 +993,12 @@ fn plan(names: &[ParticipantName], index: usize, s: &mut Surroundings) -> Plan {
             Some((name, operations))
         })
         .collect();
-    let key: Option<IdempotencyKey> = if end == End::AtOnce && rng.chance(6_000) {
+    let keyed = match end {
+        End::AtOnce => 6_000,
+        End::Commit | End::Race => 3_000,
+        End::Abort => 0,
+    };
+    let key: Option<IdempotencyKey> = if rng.chance(keyed) {
         format!("order-{index}").parse().ok()
     } else {
         None
@@ -935,7 +1008,14 @@ fn plan(names: &[ParticipantName], index: usize, s: &mut Surroundings) -> Plan {
     } else {
         s.rng.between(20_000, 30_000)
     };
+    // Somebody who thinks: longer than what others did meanwhile is kept.
+    let pause = if end != End::AtOnce && !s.temper.calm && s.rng.chance(1_500) {
+        s.rng.between(5_000, 25_000)
+    } else {
+        0
+    };
     Plan {
+        pause,
         key,
         request: BodyDigest([index as u8; 32]),
         branches,

@@ -17,7 +17,10 @@ use unanimous_protocol::{
 use super::{Coordinator, Live, Pending};
 use crate::{
     log,
-    surroundings::{Asker, Crashed, LifeNumber, Millis, Question, Said, Surroundings, Wait, trace},
+    surroundings::{
+        Asker, Crashed, Happening, LifeNumber, Millis, Question, Said, Surroundings, Wait, Who,
+        trace,
+    },
     words,
 };
 
@@ -69,6 +72,7 @@ impl Coordinator {
                 }
                 Claim::Same(id) => {
                     s.counters.add("repeats found in memory");
+                    s.checker.told_by_key(id, request);
                     if !commit {
                         self.say(asker, Said::Open(id), s);
                         return Ok(());
@@ -176,6 +180,20 @@ impl Coordinator {
         self.say(asker, Said::Inform(id, participant, inform), s);
     }
 
+    /// A participant says whether it holds a prepared branch of a suspicious id.
+    pub(crate) fn peeked(
+        &mut self,
+        id: TransactionId,
+        participant: &ParticipantName,
+        prepared: bool,
+        s: &mut Surroundings,
+    ) -> Result<(), Crashed> {
+        if prepared && let Some(life) = &mut self.life {
+            life.prepared_without_a_trace(id, participant);
+        }
+        self.stands(s)
+    }
+
     /// Memory does not hold it: the log, in one snapshot (rule 3).
     pub(super) fn look_up(
         &mut self,
@@ -193,7 +211,7 @@ impl Coordinator {
     }
 
     pub(super) fn judged(
-        &self,
+        &mut self,
         asker: Asker,
         question: Question,
         id: TransactionId,
@@ -207,6 +225,15 @@ impl Coordinator {
             "{}: without it in memory, {id} is {judgement:?}", self.number
         );
         if let Question::Outcome { participant, .. } = question {
+            if Life::is_suspicious(judgement) {
+                // An inquiry alone says nothing, for anybody can make up an id: the participant itself is asked.
+                s.counters.add("suspicious inquiries");
+                s.transmit(Happening::Peek {
+                    life: self.number,
+                    participant: participant.clone(),
+                    id,
+                });
+            }
             let inform = match (judgement, record) {
                 (Judgement::Recorded, Some(record)) => Some(record.decision.inform(&participant)),
                 _ => judgement.inform(),
@@ -228,9 +255,15 @@ impl Coordinator {
                 self.say(asker, Said::Aborted(id, code), s);
             }
             (Judgement::Recorded | Judgement::Aborted(_), _) => self.say(asker, Said::NotThere, s),
-            (Judgement::Forgotten, _) => self.say(asker, Said::Forgotten, s),
+            (Judgement::Forgotten, _) => {
+                s.checker.told_forgotten(id);
+                self.say(asker, Said::Forgotten, s);
+            }
             (Judgement::NeverIssued | Judgement::Foreign, _) => {
-                s.checker.judged_unknown(id, judgement);
+                // Whoever makes up an id may make up the next one to be issued.
+                if asker.who != Who::Stranger {
+                    s.checker.judged_unknown(id, judgement);
+                }
                 self.say(asker, Said::NotThere, s);
             }
             (Judgement::OtherNode(node), _) => self.say(asker, Said::OtherNode(node), s),
@@ -302,6 +335,7 @@ impl Coordinator {
         };
         match holder.claim(request) {
             Claim::Same(id) => {
+                s.checker.told_by_key(id, request);
                 answer_outcome(self.number, asker, id, &record.decision, Some(key), s);
             }
             Claim::Reused => {
@@ -339,7 +373,8 @@ impl Coordinator {
             return Ok(());
         };
         s.counters.add("transactions");
-        s.checker.begun(id, key.as_ref().map(|claim| &claim.key));
+        s.checker.begun(id, key.as_ref());
+        s.remember(id);
         s.name_it(id);
         trace!(
             s,

@@ -8,7 +8,7 @@ use unanimous_protocol::{
     record::{Decision, Record, WallMillis},
 };
 
-use super::{Coordinator, Live, asked::answer_outcome};
+use super::{Coordinator, Live, asked::answer_outcome, watch::Before};
 use crate::{
     surroundings::{Asker, Call, Crashed, Happening, Said, Surroundings, trace},
     words,
@@ -51,6 +51,7 @@ impl Coordinator {
             return Ok(());
         };
         let mut effects = Vec::new();
+        let before = Before::of(&live.machine, &event);
         if s.trace.is_some() {
             let said = words::event(&event);
             let before = live.machine.state().clone();
@@ -64,6 +65,12 @@ impl Coordinator {
             trace!(s, "{}: {id} {said}{now}", self.number);
         } else {
             live.machine.step(event, &mut effects);
+        }
+        let asked = |name: &ParticipantName| s.checker.was_asked(id, name);
+        if let Some(broken) =
+            before.broken(&live.machine, &effects, asked, self.told_that_it_went_back)
+        {
+            s.checker.violated(broken);
         }
         s.checker.stands(id, live.machine.is_undecided());
         self.carry_out(id, effects, asker, s)?;

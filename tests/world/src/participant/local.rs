@@ -67,6 +67,8 @@ pub(super) struct Local<'a> {
 pub(super) enum KeyHeld {
     Wait(u64),
     GiveUp(u64, GiveUp),
+    /// A rule is broken.
+    OlderRefused(u64),
 }
 
 impl Local<'_> {
@@ -111,6 +113,10 @@ impl Local<'_> {
             let held_by = self.holder(key);
             if let Some(holder) = held_by.filter(|holder| holder.transaction != mine.transaction) {
                 let wait = keys::wait(mine, holder);
+                // Of two that hold each other's key exactly one may be refused, and it is the younger (rule 17).
+                if wait.then == GiveUp::Conflict && mine < holder {
+                    return Err(KeyHeld::OlderRefused(key));
+                }
                 return Err(if waited >= wait.at_most_ms || crowded(key) {
                     KeyHeld::GiveUp(key, wait.then)
                 } else {

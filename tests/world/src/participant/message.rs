@@ -194,7 +194,13 @@ impl Participant {
         let mut effects = Vec::new();
         let mut answers = Vec::new();
         let mut changed = None;
+        let too_late = matches!(event, Event::PrepareReceived { in_time: false, .. });
         branch.step(event, &mut effects);
+        if too_late && effects.contains(&Effect::Work) {
+            let name = &self.name;
+            s.checker
+                .violated(format!("{name} does the work of {id} after its deadline"));
+        }
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
             s.crash_point()?;
@@ -237,6 +243,13 @@ impl Participant {
                                 let busy = Delivery::Unknown("503 key-busy".to_owned());
                                 ends(to, id, &row.name, busy, s);
                             }
+                            return Ok(());
+                        }
+                        Err(KeyHeld::OlderRefused(key)) => {
+                            let name = &self.name;
+                            s.checker.violated(format!(
+                                "{name}: {id} is older than who holds key {key}, and is to be refused"
+                            ));
                             return Ok(());
                         }
                         Err(KeyHeld::Wait(key)) => {

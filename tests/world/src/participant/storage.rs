@@ -9,7 +9,7 @@ use super::{
     Participant, ProcessNumber, WaitingAnswer,
     local::{Cell, Row, Value, cells},
 };
-use crate::surroundings::{Crashed, Happening, Surroundings, trace};
+use crate::surroundings::{Crashed, Happening, LifeNumber, Surroundings, trace};
 
 impl Participant {
     /// The process that acted crashes; now and then its database with it.
@@ -165,6 +165,20 @@ impl Participant {
             Value::Row(_) | Value::Holder(_) | Value::Account { .. } | Value::Applied(_) => None,
         });
         marks.collect()
+    }
+
+    /// Whether it holds a prepared branch: for a coordinator that wonders.
+    pub(crate) fn peek(&self, life: LifeNumber, id: TransactionId, s: &mut Surroundings) {
+        if self.is_up && !self.processes.is_empty() {
+            let row = self.row(id);
+            let prepared = row.is_some_and(|row| matches!(row.state, State::Prepared { .. }));
+            s.transmit_once(Happening::Peeked {
+                life,
+                participant: self.name.clone(),
+                id,
+                prepared,
+            });
+        }
     }
 
     /// Rows below the mark that is stored.
