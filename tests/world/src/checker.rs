@@ -83,6 +83,8 @@ pub(crate) struct Checker {
     transactions: BTreeMap<TransactionId, Known>,
     keys: BTreeMap<IdempotencyKey, KeyFacts>,
     /// The last transaction that each life began for a key.
+    /// Transactions of which nothing is left, and which this checker has forgotten.
+    over: BTreeSet<TransactionId>,
     running: BTreeMap<(IdempotencyKey, Prefix, Epoch), TransactionId>,
     epochs: BTreeMap<Prefix, u32>,
     /// The log's identity, once it has been given a new one.
@@ -137,6 +139,66 @@ impl Checker {
         });
     }
 
+    /// How many transactions may still have something left somewhere.
+    pub(crate) fn not_over(&self) -> usize {
+        self.transactions.len()
+    }
+
+    /// What was applied of a transaction of which nothing else is left.
+    pub(crate) fn applied_in_the_end(
+        &mut self,
+        id: TransactionId,
+        participant: &ParticipantName,
+        applied: u32,
+    ) {
+        let decision = self
+            .transactions
+            .get(&id)
+            .and_then(|known| known.decision.as_ref());
+        let updates = decision.is_some_and(|decision| {
+            decision.verdict == Verdict::Commit
+                && decision.updating().any(|name| name == participant)
+        });
+        self.require(applied == u32::from(updates), || {
+            format!("{participant} has applied {id} {applied} times in the end")
+        });
+    }
+
+    /// Nothing is left of it.
+    pub(crate) fn is_over(&mut self, id: TransactionId) {
+        let Some(known) = self.transactions.remove(&id) else {
+            return;
+        };
+        let open = known.decision.as_ref().is_some_and(|decision| {
+            let acknowledged = |name| {
+                known
+                    .branches
+                    .get(name)
+                    .is_some_and(|seen| seen.said_committed)
+            };
+            decision.verdict == Verdict::Commit && !decision.updating().all(acknowledged)
+        });
+        self.require(!open, || {
+            format!("nothing of {id} is left, and not everybody has acknowledged the commit")
+        });
+        self.over.insert(id);
+        if let Some(key) = known.key {
+            let run = (key.clone(), id.prefix(), id.epoch());
+            if self.running.get(&run) == Some(&id) {
+                self.running.remove(&run);
+            }
+            let facts = self.keys.get(&key);
+            if facts.is_some_and(|facts| facts.holder.is_none_or(|holder| holder == id)) {
+                self.keys.remove(&key);
+            }
+        }
+    }
+
+    /// Nothing comes so late any more.
+    pub(crate) fn forget_that_it_was(&mut self, id: TransactionId) {
+        self.over.remove(&id);
+    }
+
     /// A coordinator calls the branch to prepare.
     pub(crate) fn was_asked(&self, id: TransactionId, participant: &ParticipantName) -> bool {
         let known = self.transactions.get(&id);
@@ -146,6 +208,9 @@ impl Checker {
 
     /// Whether nobody who answers can know that it ends in an abort: it may yet commit, be issued, or is not ours.
     fn may_still_commit(&self, id: TransactionId) -> bool {
+        if self.over.contains(&id) {
+            return false;
+        }
         match self.transactions.get(&id).filter(|known| known.begun) {
             Some(known) => known.undecided && known.decision.is_none() && !self.is_fenced(id),
             None => !self.is_fenced(id) || !self.is_of_this_log(id),
@@ -177,6 +242,9 @@ impl Checker {
 
     /// Whether its owner has still to decide it.
     pub(crate) fn stands(&mut self, id: TransactionId, undecided: bool) {
+        if self.over.contains(&id) {
+            return;
+        }
         self.transactions.entry(id).or_default().undecided = undecided;
     }
 
@@ -426,6 +494,9 @@ impl Checker {
         participant: &ParticipantName,
         inform: Inform,
     ) {
+        if self.over.contains(&id) {
+            return;
+        }
         let may_still_commit = self.may_still_commit(id);
         let known = self.transactions.entry(id).or_default();
         // Rule 16: of a name that a committed transaction does not have, nobody knows anything.
@@ -469,6 +540,9 @@ impl Checker {
         code: Option<AbortCode>,
         by_key: Option<&IdempotencyKey>,
     ) {
+        if self.over.contains(&id) {
+            return;
+        }
         let fenced = self.is_fenced(id);
         let may_still_commit = self.may_still_commit(id);
         let known = self.transactions.entry(id).or_default();
@@ -545,6 +619,9 @@ impl Checker {
         visible: Option<&State>,
         durable: Option<&State>,
     ) {
+        if self.over.contains(&id) {
+            return;
+        }
         let betrayed = self.is_betrayed(id);
         let expected = self.expects_alarms;
         let committed = self.transactions.get(&id).is_some_and(|known| {
@@ -620,7 +697,9 @@ impl Checker {
         participant: &ParticipantName,
         piece: u32,
     ) {
-        self.seen(id, participant).done.insert(piece);
+        if !self.over.contains(&id) {
+            self.seen(id, participant).done.insert(piece);
+        }
     }
 
     /// A local transaction of a participant has changed a row.
@@ -633,6 +712,13 @@ impl Checker {
         applied: u32,
         work: &BTreeSet<u32>,
     ) {
+        if self.over.contains(&id) {
+            // A late duplicate of its prepare may find a mark that is not durable yet, and asks then.
+            let committed = matches!(after, State::Committed { .. });
+            return self.require(!committed, || {
+                format!("{participant} commits {id}, of which nothing was left")
+            });
+        }
         let betrayed = self.is_betrayed(id);
         let decision = self
             .transactions
@@ -693,11 +779,16 @@ impl Checker {
         participant: &ParticipantName,
         state: Option<&State>,
     ) {
-        self.seen(id, participant).durable = state.cloned();
+        if !self.over.contains(&id) {
+            self.seen(id, participant).durable = state.cloned();
+        }
     }
 
     /// A row with an outcome is dropped below the low-water mark: nobody may need it any more (rule 15).
     pub(crate) fn pruned(&mut self, id: TransactionId, participant: &ParticipantName) {
+        if self.over.contains(&id) {
+            return;
+        }
         let excused = self.went_back || self.is_betrayed(id);
         let fenced = self.is_fenced(id);
         let Some(known) = self.transactions.get_mut(&id) else {
@@ -730,6 +821,9 @@ impl Checker {
         id: TransactionId,
         participant: &ParticipantName,
     ) {
+        if self.over.contains(&id) {
+            return;
+        }
         let fenced = self.is_fenced(id);
         let excused = self.went_back;
         let known = self.transactions.entry(id).or_default();

@@ -62,6 +62,8 @@ pub(crate) struct Client {
     question: u64,
     tries: u32,
     asks_again: u32,
+    /// Its timer will go off.
+    waits: bool,
     /// Where it was sent to.
     node: Option<Node>,
 }
@@ -76,6 +78,7 @@ impl Client {
             question: 0,
             tries: 0,
             asks_again: 3,
+            waits: true,
             node: None,
         }
     }
@@ -88,6 +91,15 @@ impl Client {
     /// Of its transaction, once it knows one.
     pub(crate) fn id(&self) -> Option<TransactionId> {
         self.id
+    }
+
+    /// Nothing will come of it any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        match self.stage {
+            Stage::Gone => true,
+            Stage::Done => !self.waits,
+            Stage::Beginning | Stage::Working(_) | Stage::Ending(_) | Stage::AskingAgain => false,
+        }
     }
 
     fn asker(&mut self) -> Asker {
@@ -273,6 +285,7 @@ impl Client {
 
     fn done(&mut self, s: &mut Surroundings) {
         self.stage = Stage::Done;
+        self.waits = false;
         self.tries = 0;
         self.question += 1;
         if self.asks_again > 0 && (self.id.is_some() || (self.plan.key.is_some() && self.commits()))
@@ -281,6 +294,7 @@ impl Client {
             if s.rng.chance(4_000) {
                 let delay = s.rng.between(500, 60_000);
                 self.again_after(delay, s);
+                self.waits = true;
             }
         }
     }

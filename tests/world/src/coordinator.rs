@@ -146,6 +146,18 @@ impl Coordinator {
         left.next().map(|(what, count)| format!("{count} {what}"))
     }
 
+    /// Whether it has the transaction in memory.
+    pub(crate) fn holds(&self, id: TransactionId) -> bool {
+        let calls = &mut self.calls.values();
+        self.transactions.contains_key(&id) || calls.any(|(of, ..)| *of == id)
+    }
+
+    /// How many things it holds.
+    pub(crate) fn in_memory(&self) -> usize {
+        let waiting: usize = self.waiting_for_key.values().map(Vec::len).sum();
+        self.transactions.len() + self.calls.len() + self.keyring.len() + waiting
+    }
+
     /// Whether the process has ended itself: it is fenced.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended

@@ -36,6 +36,16 @@ impl<K: Ord + Clone, V: Clone> Disk<K, V> {
         self.cells.iter()
     }
 
+    /// Drops what is no part of what is simulated, and long durable.
+    pub(crate) fn drop_instrument(&mut self, key: &K) -> Option<V> {
+        self.cells.remove(key)
+    }
+
+    /// The cells from one on.
+    pub(crate) fn cells_from(&self, first: K) -> impl Iterator<Item = (&K, &V)> {
+        self.cells.range(first..)
+    }
+
     /// What a crash would leave of this cell at worst.
     pub(crate) fn durable(&self, key: &K) -> Option<&V> {
         for transaction in &self.undo {

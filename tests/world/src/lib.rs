@@ -24,4 +24,4 @@ mod words;
 mod world;
 
 pub use surroundings::Counters;
-pub use world::{Failure, Size, replay, run};
+pub use world::{Failure, Maxima, Size, replay, run, run_long};

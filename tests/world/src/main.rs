@@ -3,6 +3,7 @@
 //! - `--seed N`: one world with its full event log.
 //! - `--from N --count M`: many without, until one fails.
 //! - `--hours H` (or `--minutes M`) `--from N`: as many as there is time for, on all cores; failures are counted.
+//! - `--transactions N` `--from SEED`: one world that goes on for so many, with bounded storage.
 //! - `--scripts DIRECTORY`: the golden scripts.
 //!
 //! `--small` runs worlds of 10 to 40 clients instead of 200 transactions and more.
@@ -19,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use unanimous_world::{Counters, Failure, Size, replay, run, script::play_all};
+use unanimous_world::{Counters, Failure, Size, replay, run, run_long, script::play_all};
 
 /// What counts as a crash, for the figures of a long run.
 const CRASHES: [&str; 4] = [
@@ -37,13 +38,14 @@ struct Wanted {
     minutes: Option<u64>,
     size: Size,
     scripts: Option<String>,
+    transactions: Option<u64>,
 }
 
 fn main() -> std::io::Result<ExitCode> {
     let Some(wanted) = parse(std::env::args().skip(1)) else {
         writeln!(
             std::io::stderr(),
-            "usage: [--small] [--seed N | --from N --count M | --hours H | --minutes M | --scripts DIRECTORY]"
+            "usage: [--small] [--seed N | --from N --count M | --hours H | --minutes M | --transactions N | --scripts DIRECTORY]"
         )?;
         return Ok(ExitCode::from(2));
     };
@@ -62,6 +64,27 @@ fn main() -> std::io::Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             Err(failure) => failed(&failure, wanted.size, &mut out),
+        };
+    }
+    if let Some(transactions) = wanted.transactions {
+        return match run_long(wanted.from, transactions) {
+            Ok((counters, maxima)) => {
+                writeln!(out, "{counters}")?;
+                writeln!(
+                    out,
+                    "{} transactions in one world: {maxima}",
+                    counters.get("transactions")
+                )?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(failure) => {
+                writeln!(
+                    out,
+                    "seed {} FAILS after {} events: {}",
+                    failure.seed, failure.events, failure.what
+                )?;
+                Ok(ExitCode::FAILURE)
+            }
         };
     }
     let (counters, failures) = many(&wanted);
@@ -88,6 +111,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
         minutes: None,
         size: Size::Large,
         scripts: None,
+        transactions: None,
     };
     while let Some(name) = arguments.next() {
         if name == "--small" {
@@ -101,6 +125,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
         }
         let number: u64 = value.parse().ok()?;
         match name.as_str() {
+            "--transactions" => wanted.transactions = Some(number),
             "--seed" => wanted.seed = Some(number),
             "--from" => wanted.from = number,
             "--count" => wanted.count = number,
@@ -196,7 +221,7 @@ fn scripts(
     for script in &played {
         if let Some(difference) = script.difference() {
             wrong += 1;
-            writeln!(out, "script {} DIFFERS: {difference}", script.name)?;
+            writeln!(out, "script {} DIFFERS {difference}", script.name)?;
         }
     }
     writeln!(

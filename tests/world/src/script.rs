@@ -75,7 +75,7 @@ pub struct Played {
 }
 
 impl Played {
-    /// The first line that is otherwise than recorded, or what went wrong.
+    /// The first line that is otherwise than recorded and its number, or what went wrong.
     #[must_use]
     pub fn difference(&self) -> Option<String> {
         match &self.result {
@@ -83,12 +83,14 @@ impl Played {
             Ok(now) if *now == self.recorded => None,
             Ok(now) => {
                 let (mut now, mut recorded) = (now.lines(), self.recorded.lines());
+                let mut number = 0;
                 loop {
+                    number += 1;
                     match (now.next(), recorded.next()) {
                         (Some(now), Some(recorded)) if now == recorded => {}
                         (now, recorded) => {
                             return Some(format!(
-                                "recorded `{}`, and now `{}`",
+                                "after {number} lines: recorded `{}`, and now `{}`",
                                 recorded.unwrap_or("(the end)"),
                                 now.unwrap_or("(the end)")
                             ));

@@ -278,6 +278,16 @@ pub(crate) enum Happening {
     LookForNodes,
     /// Somebody asks about an id that may be made up.
     Guess,
+    /// The next client of a world that goes on and on.
+    ClientComes,
+    /// What is stored and in memory is counted.
+    Measure,
+    /// Whether anything of a transaction is left, long after it was begun.
+    IsItOver {
+        id: TransactionId,
+        begun_at: Millis,
+    },
+    ForgetThatItWas(TransactionId),
     /// The database comes back, and with it the processes.
     RestartParticipant(ParticipantName),
     RestartProcess(ParticipantName),
@@ -409,6 +419,8 @@ pub(crate) struct Surroundings {
     pub(crate) director: Option<Director>,
     /// The ids that were issued last.
     pub(crate) recent: VecDeque<TransactionId>,
+    /// So long after its beginning nothing of a transaction may be left; only asked where it is set.
+    pub(crate) over_after: Option<Millis>,
     /// Links that carry nothing, in this direction.
     cuts: BTreeSet<(Place, Place)>,
     /// Short names of transactions, for the event log.
@@ -482,6 +494,10 @@ impl Happening {
             | Self::RestartCoordinator(_)
             | Self::LookForNodes
             | Self::Guess
+            | Self::ClientComes
+            | Self::Measure
+            | Self::IsItOver { .. }
+            | Self::ForgetThatItWas(_)
             | Self::RestartParticipant(_)
             | Self::RestartProcess(_)
             | Self::NewIdentity
@@ -584,6 +600,10 @@ impl Happening {
             | Self::RestartCoordinator(_)
             | Self::LookForNodes
             | Self::Guess
+            | Self::ClientComes
+            | Self::Measure
+            | Self::IsItOver { .. }
+            | Self::ForgetThatItWas(_)
             | Self::RestartParticipant(_)
             | Self::RestartProcess(_)
             | Self::NewIdentity
@@ -609,6 +629,7 @@ impl Surroundings {
             listening: Vec::new(),
             director: None,
             recent: VecDeque::new(),
+            over_after: None,
             cuts: BTreeSet::new(),
             names: BTreeMap::new(),
             queue: BTreeMap::new(),
@@ -644,6 +665,10 @@ impl Surroundings {
         self.recent.push_back(id);
         if self.recent.len() > 64 {
             self.recent.pop_front();
+        }
+        if let Some(delay) = self.over_after {
+            let begun_at = self.now;
+            self.after(delay, Happening::IsItOver { id, begun_at });
         }
     }
 

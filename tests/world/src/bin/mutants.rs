@@ -11,8 +11,8 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-/// Seeds that a mutant is given, small worlds.
-const SEEDS: &str = "4000";
+/// Seeds that a mutant is given: small worlds, and then large ones.
+const SEEDS: [&[&str]; 2] = [&["--small", "--count", "4000"], &["--count", "400"]];
 /// A mutant that does not come to an end by then is a mistake of its own, in seconds.
 const PATIENCE: &str = "300";
 
@@ -184,8 +184,14 @@ impl Laboratory {
     fn look(&self) -> io::Result<Caught> {
         let directory = self.copy.join("tests/world/scripts");
         let directory = directory.to_string_lossy().into_owned();
+        let mut simulation = None;
+        for seeds in SEEDS {
+            if simulation.is_none() {
+                simulation = self.found(seeds)?;
+            }
+        }
         Ok(Caught {
-            simulation: self.found(&["--small", "--count", SEEDS])?,
+            simulation,
             script: self.found(&["--scripts", &directory])?,
         })
     }
@@ -204,7 +210,7 @@ impl Laboratory {
         let text = String::from_utf8_lossy(&output.stdout);
         let line = text
             .lines()
-            .find(|line| line.contains(" FAILS ") || line.contains(" DIFFERS"));
+            .find(|line| line.contains(" FAILS ") || line.contains(" DIFFERS "));
         let found = line.map_or_else(|| format!("ended with {}", output.status), str::to_owned);
         Ok(Some(found))
     }

@@ -228,6 +228,7 @@ impl Coordinator {
                 self.keyring.forget(&claim.key, id);
             }
             self.transactions.remove(&id);
+            self.calls.retain(|_, (of, ..)| *of != id);
         }
         for (asker, question) in claim_again {
             self.asked(asker, question, s)?;

@@ -2,11 +2,11 @@
 
 use unanimous_protocol::{
     branch::State,
-    id::{Prefix, TransactionId},
+    id::{Epoch, Prefix, Sequence, TransactionId},
 };
 
 use super::{
-    Participant, ProcessNumber, WaitingAnswer,
+    Participant, Process, ProcessNumber, WaitingAnswer,
     local::{Cell, Row, Value, cells},
 };
 use crate::surroundings::{Crashed, Happening, LifeNumber, Surroundings, trace};
@@ -131,12 +131,22 @@ impl Participant {
         // It never falls: somebody else may have told of a later one.
         let mark = self.mark(prefix).map_or(mark, |stored| stored.max(mark));
         s.crash_point()?;
-        let below = self.rows().filter(|(id, state)| {
-            let has_ended = matches!(
+        // No id of the prefix is lower.
+        let lowest = Epoch::new(0).zip(Sequence::new(0));
+        let lowest = lowest.map_or(mark, |(epoch, at)| TransactionId::new(prefix, epoch, at));
+        let rows = self.disk.cells_from(Cell::Row(lowest));
+        let below = rows.map_while(|(cell, value)| match (cell, value) {
+            (Cell::Row(id), Value::Row(row)) if *id < mark => Some((*id, &row.state)),
+            (
+                Cell::Row(_) | Cell::Account(_) | Cell::Applied(_) | Cell::Key(_) | Cell::Mark(_),
+                _,
+            ) => None,
+        });
+        let below = below.filter(|(_, state)| {
+            matches!(
                 state,
                 State::Committed { .. } | State::Refused { .. } | State::Aborted | State::Tombstone
-            );
-            has_ended && id.prefix() == prefix && *id < mark
+            )
         });
         let below: Vec<TransactionId> = below.map(|(id, _)| id).collect();
         for &id in &below {
@@ -179,6 +189,49 @@ impl Participant {
                 prepared,
             });
         }
+    }
+
+    /// What it keeps of a transaction.
+    pub(crate) fn kept_of(&self, id: TransactionId) -> Option<String> {
+        let held = |process: &Process| {
+            process.sessions.contains_key(&id)
+                || process.waiters.contains_key(&id)
+                || process.answers.iter().any(|answer| answer.id == id)
+        };
+        if let Some(row) = self.row(id) {
+            let mark = self.mark(id.prefix());
+            Some(format!("row ({:?}, its mark is {mark:?})", row.state))
+        } else if self.keys().any(|(_, holder)| holder == id) {
+            Some("key".to_owned())
+        } else if self.processes.values().any(held) {
+            Some("memory".to_owned())
+        } else {
+            None
+        }
+    }
+
+    /// How often its effect was applied; that is counted for the checker, and not kept any more.
+    pub(crate) fn forget_what_was_applied(&mut self, id: TransactionId) -> u32 {
+        let applied = self.applied(id);
+        self.disk.drop_instrument(&Cell::Applied(id));
+        applied
+    }
+
+    /// Rows, and how many of them are tombstones.
+    pub(crate) fn row_counts(&self) -> (usize, usize) {
+        let count = |(rows, tombstones), (_, state): (TransactionId, &State)| {
+            let is_tombstone = *state == State::Tombstone;
+            (rows + 1, tombstones + usize::from(is_tombstone))
+        };
+        self.rows().fold((0, 0), count)
+    }
+
+    /// How many things its processes hold.
+    pub(crate) fn in_memory(&self) -> usize {
+        let held = |process: &Process| {
+            process.sessions.len() + process.waiters.len() + process.answers.len()
+        };
+        self.processes.values().map(held).sum()
     }
 
     /// Rows below the mark that is stored.
