@@ -164,11 +164,9 @@ impl Checker {
         });
     }
 
-    /// Nothing is left of it.
-    pub(crate) fn is_over(&mut self, id: TransactionId) {
-        let Some(known) = self.transactions.remove(&id) else {
-            return;
-        };
+    /// Nothing is left of it; and how it ended, where there was a record.
+    pub(crate) fn is_over(&mut self, id: TransactionId) -> Option<Outcome> {
+        let known = self.transactions.remove(&id)?;
         let open = known.decision.as_ref().is_some_and(|decision| {
             let acknowledged = |name| {
                 known
@@ -192,6 +190,7 @@ impl Checker {
                 self.keys.remove(&key);
             }
         }
+        known.decision.map(|decision| decision.verdict.outcome())
     }
 
     /// Nothing comes so late any more.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Disk<K, V> {
     cells: BTreeMap<K, V>,
     /// For each local transaction that is not durable, oldest first, what its cells held before.

@@ -22,6 +22,9 @@ const UNCLEAR_AT_MOST: i64 = 45_000;
 /// Of the first log; a new identity counts on from there.
 const FIRST_IDENTITY: LogIdentity = LogIdentity(0x0015_2f0d);
 
+/// Tells what is on its way to a copy's disk apart.
+const OF_A_COPY: u64 = 1 << 32;
+
 /// So many durable writes can be lost by a log that goes back.
 const HISTORY: usize = 12;
 
@@ -154,7 +157,7 @@ enum Value {
 }
 
 /// An unforced write that waits to become durable before its writer is told.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
     position: u64,
     life: LifeNumber,
@@ -162,7 +165,7 @@ struct Waiting {
     answer: Answer,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Log {
     disk: Disk<Cell, Value>,
     identity: LogIdentity,
@@ -189,6 +192,15 @@ impl Log {
             incarnation: 0,
             down_until: 0,
             waiting: Vec::new(),
+        }
+    }
+
+    /// Another server with what this one holds now. Whatever is on its way to or from this one is not its concern.
+    pub(crate) fn copied(&self) -> Self {
+        Self {
+            incarnation: self.incarnation + OF_A_COPY,
+            waiting: Vec::new(),
+            ..self.clone()
         }
     }
 
@@ -595,9 +607,13 @@ impl Log {
 
     /// `unanimous log new-identity`: every node's epoch rises, and the former identities are kept.
     pub(crate) fn new_identity(&mut self, s: &mut Surroundings) {
-        if !self.unnoticed {
-            return;
+        if self.unnoticed {
+            self.give_new_identity(s);
         }
+    }
+
+    /// The same, whether or not it went back.
+    pub(crate) fn give_new_identity(&mut self, s: &mut Surroundings) {
         s.counters.add("new identities");
         self.former.push(self.identity);
         self.identity = LogIdentity(self.identity.0 + 1);

@@ -6,7 +6,7 @@
 //! - `--transactions N` `--from SEED`: one world that goes on for so many, with bounded storage.
 //! - `--scripts DIRECTORY`: the golden scripts.
 //!
-//! `--small` runs worlds of 10 to 40 clients instead of 200 transactions and more.
+//! `--threads N` takes so many cores instead of all. `--small` runs worlds of 10 to 40 clients instead of 200 transactions and more.
 
 use std::{
     fmt::Write as _,
@@ -39,6 +39,7 @@ struct Wanted {
     size: Size,
     scripts: Option<String>,
     transactions: Option<u64>,
+    threads: Option<usize>,
 }
 
 fn main() -> std::io::Result<ExitCode> {
@@ -112,6 +113,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
         size: Size::Large,
         scripts: None,
         transactions: None,
+        threads: None,
     };
     while let Some(name) = arguments.next() {
         if name == "--small" {
@@ -125,6 +127,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
         }
         let number: u64 = value.parse().ok()?;
         match name.as_str() {
+            "--threads" => wanted.threads = usize::try_from(number).ok(),
             "--transactions" => wanted.transactions = Some(number),
             "--seed" => wanted.seed = Some(number),
             "--from" => wanted.from = number,
@@ -160,7 +163,8 @@ fn many(wanted: &Wanted) -> (Counters, Vec<Failure>) {
     let next = AtomicU64::new(wanted.from);
     let over = AtomicBool::new(false);
     let found = Mutex::new((Counters::default(), Vec::new()));
-    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let all = || thread::available_parallelism().map_or(1, usize::from);
+    let threads = wanted.threads.unwrap_or_else(all);
     thread::scope(|scope| {
         if let Some(minutes) = wanted.minutes {
             let (over, found) = (&over, &found);

@@ -78,6 +78,8 @@ pub(crate) struct Participant {
     /// Whether the database answers.
     is_up: bool,
     processes: BTreeMap<ProcessNumber, Process>,
+    /// What a load balancer was told, in a script.
+    routed_to: Option<usize>,
     /// How many processes the service runs.
     size: usize,
     started: u32,
@@ -112,6 +114,7 @@ impl Participant {
             is_up: false,
             processes: BTreeMap::new(),
             size,
+            routed_to: None,
             started: 0,
             acting: ProcessNumber(0),
             incarnation: 0,
@@ -173,10 +176,22 @@ impl Participant {
         self.name = name;
     }
 
+    /// From now on what comes arrives at this one of its processes.
+    pub(crate) fn route_to(&mut self, at: usize) {
+        self.routed_to = Some(at);
+    }
+
+    /// So many processes run over its database from now on.
+    pub(crate) fn resize(&mut self, size: usize, s: &mut Surroundings) {
+        self.size = size;
+        self.start(s);
+    }
+
     /// Some process that runs, and acts from now on.
     fn any_process(&mut self, s: &mut Surroundings) -> Option<ProcessNumber> {
         let at = match self.processes.len() {
             0 => return None,
+            all if self.routed_to.is_some_and(|at| at < all) => self.routed_to?,
             1 => 0,
             more => s.rng.below(more as u64) as usize,
         };

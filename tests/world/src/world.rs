@@ -6,7 +6,7 @@ mod long;
 mod plan;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -54,6 +54,9 @@ pub use self::long::{Maxima, run_long};
 pub(crate) struct World {
     pub(crate) s: Surroundings,
     pub(crate) log: Log,
+    /// A copy of the log, and the lives that write to it; only in scripts.
+    pub(crate) copy: Option<Log>,
+    pub(crate) on_the_copy: BTreeSet<LifeNumber>,
     pub(crate) coordinators: BTreeMap<LifeNumber, Coordinator>,
     lives: u32,
     nodes: Vec<Node>,
@@ -144,6 +147,8 @@ impl World {
         let mut world = Self {
             s,
             log: Log::new(),
+            copy: None,
+            on_the_copy: BTreeSet::new(),
             coordinators: BTreeMap::new(),
             lives: 0,
             nodes,
@@ -220,6 +225,8 @@ impl World {
         Self {
             s,
             log: Log::new(),
+            copy: None,
+            on_the_copy: BTreeSet::new(),
             coordinators: BTreeMap::new(),
             lives: 0,
             nodes: vec![Node(1)],
@@ -249,7 +256,7 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn start_coordinator(&mut self, node: Node) {
+    pub(crate) fn start_coordinator(&mut self, node: Node) -> LifeNumber {
         if !self.nodes.contains(&node) {
             self.nodes.push(node);
         }
@@ -258,6 +265,7 @@ impl World {
         let coordinator = Coordinator::start(number, node, &mut self.s);
         self.coordinators.insert(number, coordinator);
         self.s.listening.push((node, number));
+        number
     }
 
     fn end_coordinator(&mut self, number: LifeNumber) {
@@ -405,9 +413,14 @@ impl World {
                 number,
                 request,
                 fault,
-            } => self
-                .log
-                .asked(life, node, number, &request, fault, &mut self.s),
+            } => {
+                let copy = self
+                    .copy
+                    .as_mut()
+                    .filter(|_| self.on_the_copy.contains(&life));
+                let log = copy.unwrap_or(&mut self.log);
+                log.asked(life, node, number, &request, fault, &mut self.s);
+            }
             Happening::LogAnswered {
                 life,
                 number,
@@ -416,7 +429,11 @@ impl World {
             Happening::LogFlush {
                 incarnation,
                 position,
-            } => self.log.flush(incarnation, position, &mut self.s),
+            } => {
+                for log in std::iter::once(&mut self.log).chain(&mut self.copy) {
+                    log.flush(incarnation, position, &mut self.s);
+                }
+            }
             Happening::LogForgets => {
                 if !self.log.is_down(&self.s) {
                     self.log.forget(&mut self.s);

@@ -7,7 +7,10 @@
 
 use std::fmt;
 
-use unanimous_protocol::id::{ParticipantName, TransactionId};
+use unanimous_protocol::{
+    id::{ParticipantName, TransactionId},
+    record::Outcome,
+};
 
 use super::{Failure, HEALING, World, end_of};
 use crate::{
@@ -24,7 +27,7 @@ const LOOK_AGAIN: Millis = 20_000;
 /// Nothing of a transaction is kept for longer.
 const KEPT_AT_MOST: Millis = 900_000;
 /// Between two clients, on average.
-const BETWEEN_CLIENTS: Millis = 100;
+const BETWEEN_CLIENTS: Millis = 200;
 
 /// The most that was held at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +86,11 @@ pub fn run_long(seed: u64, transactions: u64) -> Result<(Counters, Maxima), Box<
     // Who dies at every turn publishes no mark, and without one nothing is pruned.
     temper.crash /= 8;
     temper.fault_every += 2_000;
+    // And where everything takes long, all wait for the same few keys and accounts, and nothing commits.
+    temper.latency = temper.latency.min(20);
+    temper.loss /= 4;
+    temper.log_fault /= 8;
+    temper.short_deadlines = false;
     temper.betrays = false;
     temper.log_goes_back = false;
     temper.chaos_until = Millis::MAX / 2;
@@ -159,7 +167,11 @@ impl World {
                     let applied = participant.forget_what_was_applied(id);
                     self.s.checker.applied_in_the_end(id, name, applied);
                 }
-                self.s.checker.is_over(id);
+                self.s.counters.add(match self.s.checker.is_over(id) {
+                    Some(Outcome::Committed) => "commits",
+                    Some(Outcome::Aborted) => "aborts",
+                    None => "aborts without a record",
+                });
                 self.s.after(KEPT_AT_MOST, Happening::ForgetThatItWas(id));
                 if let Some(long) = &mut self.long {
                     long.maxima.kept_for_ms = long.maxima.kept_for_ms.max(for_ms);
