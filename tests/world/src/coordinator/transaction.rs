@@ -161,7 +161,7 @@ impl Coordinator {
                     if self.life.as_ref().is_some_and(Life::is_accused) {
                         self.look_at_head(s);
                     }
-                    s.checker.alarm(id, format!("{alarm:?}"));
+                    s.checker.alarm(id, &alarm);
                     self.stands(s)?;
                 }
             }
