@@ -20,6 +20,8 @@ test: ## all checks and tests, as CI runs them; changes nothing
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 	cargo build --workspace --bins --tests
 	cargo test --workspace --doc
+	$(target)/debug/unanimous-world --count 1000
+	$(target)/debug/mutants --part $$(date +%j)/12
 	$(lab) recovery --in-doubt 200 --runs 1 --within-ms 20000 --records 100000 --start-within-ms 10000
 	$(lab) power --where-possible --cycles 3 $(weakened)
 	$(lab) power --where-possible --cycles 1 --weaken log $(weakened)
@@ -34,11 +36,12 @@ fix: ## format, and apply what clippy can repair
 	UPDATE_GOLDEN=1 cargo test -q -p unanimous --lib the_golden_copy_is_what_is_served
 
 .PHONY: sim
-sim: ## simulate 1,000 worlds; SEED=n replays one and prints its events, HOURS=h runs long
+sim: ## simulate 1,000 worlds; SEED=n replays one, HOURS=h runs long, TRANSACTIONS=n puts so many in one world
 	cargo run -q -p unanimous-world --bin unanimous-world -- \
-		$(if $(SEED),--seed $(SEED),$(if $(HOURS),--hours $(HOURS) --from $(or $(FROM),1000000),--from 0 --count 1000))
+		$(if $(SEED),--seed $(SEED),$(if $(TRANSACTIONS),--transactions $(TRANSACTIONS) --from $(or $(FROM),3), \
+		$(if $(HOURS),--hours $(HOURS) --from $(or $(FROM),1000000),--count 1000)))
 
-# Each is applied to a copy and must be noticed; CI takes a seventh of them, by the day.
+# Each is applied to a copy and must be noticed; CI takes a twelfth of them, by the day.
 .PHONY: mutants
 mutants: ## break one rule at a time; PART=k/n takes every n-th, NAME=text those with the text
 	cargo build -q -p unanimous-world --bins
