@@ -55,9 +55,9 @@ fi
 
 [ "${1:-}" = postgres ] && exit 0
 
-# A test types what the pages tell a reader to type; another one makes certificates.
+# A test types what the pages tell a reader to type; another one makes certificates; mutants are patches.
 updated=
-for wanted in curl:curl psql:postgresql-client sqlite3:sqlite3 openssl:openssl; do
+for wanted in curl:curl psql:postgresql-client sqlite3:sqlite3 openssl:openssl patch:patch; do
     program=${wanted%:*} package=${wanted#*:}
     have "$program" && continue
     if may_install; then

@@ -25,7 +25,6 @@ use unanimous_protocol::record::Outcome;
 use unanimous_protocol::wire::{BeginRequest, Wait};
 
 use self::points::{Met, POINTS};
-use crate::support::address;
 use crate::support::coordinator::{BANK, BINARY};
 
 /// From the restart until all is settled.
@@ -213,7 +212,7 @@ impl Stage {
             transfer: cell.ask.transfer(),
         };
         self.transfers.insert(one.key.clone(), one.transfer);
-        let client = Load::start(one, 1, address(self.town.coordinator.url()));
+        let client = Load::start(one, 1, self.site.address().expect("an address"));
 
         // First somebody else's death, where the point is one of what follows from it.
         let unarmed = match cell.met {
