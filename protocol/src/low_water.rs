@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use crate::id::TransactionId;
 
 /// Which ids a mark may not pass. See the module's head.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LowWater {
     /// Of the life's own prefix.
     unfinished: BTreeSet<TransactionId>,
