@@ -5,14 +5,19 @@
 //! is a property of the state itself (the search sees every state, so nobody needs to ask): what is told is true, and
 //! stays true, for a commit becomes durable only where nothing else may have been told.
 
+use std::sync::LazyLock;
+
 use unanimous_protocol::{
     branch::State as RowState,
-    life::{Judgement, Snapshot, Standing},
+    id::{Epoch, LogIdentity, ParticipantName, Prefix, Sequence, TransactionId},
+    life::{Judgement, Life, Snapshot, Standing},
     message::Inform,
     record::{AbortCode, Decision, Outcome, Part, Verdict},
 };
 
-use super::state::{NAMES, PREFIX, Participant, Row, Said, State};
+use super::state::{
+    FORMER, IDENTITY, NAMES, NODES_MAX, Participant, Row, Said, State, node_of, prefix,
+};
 
 /// Which of the checks failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +58,8 @@ impl State {
     }
 
     pub(super) fn is_fenced(&self, transaction: usize) -> bool {
-        self.transactions[transaction].id.epoch().number() < self.log.durable.epoch
+        let id = self.transactions[transaction].id;
+        id.epoch().number() < self.log.durable.epochs[node_of(id)]
     }
 
     /// The durable decision.
@@ -74,7 +80,8 @@ impl State {
     }
 
     pub(super) fn may_still_commit(&self, transaction: usize) -> bool {
-        self.transactions[transaction].undecided
+        let begun = &self.transactions[transaction];
+        (begun.undecided && !begun.refused)
             && self.decided(transaction).is_none()
             && !self.is_fenced(transaction)
     }
@@ -84,9 +91,16 @@ impl State {
         self.participants[participant].was_told_aborted(transaction)
     }
 
+    /// Whether some participant lost its durable row of it: it may end differently in different places, but it may not look
+    /// finished, nothing may be acknowledged that is not so, and somebody must be told.
+    pub(super) fn is_betrayed(&self, transaction: usize) -> bool {
+        let participants = self.participants.iter();
+        participants.clone().any(|p| p.betrayed.has(transaction))
+    }
+
     /// A record is about to become durable.
     pub(super) fn check_decision(&mut self, transaction: usize, decision: &Decision) {
-        if decision.verdict != Verdict::Commit {
+        if decision.verdict != Verdict::Commit || self.is_betrayed(transaction) {
             return;
         }
         let without_effects = decision.updating().next().is_none();
@@ -149,7 +163,8 @@ impl State {
                 p.durable.rows[transaction].state,
                 Some(RowState::Committed { .. })
             );
-            let over = p.pruned.has(transaction) && p.said_committed.has(transaction);
+            let gone = p.pruned.has(transaction) || p.betrayed.has(transaction);
+            let over = gone && p.said_committed.has(transaction);
             let holds = has_committed || over || !self.updates(transaction, participant);
             self.require(holds, Rule::Ac1, || {
                 format!("{transaction} is finished, {participant} has not committed durably")
@@ -166,7 +181,8 @@ impl State {
                 format!("{participant} is told committed of {transaction}, without a record")
             }),
             Inform::Aborted => {
-                self.require(!updates, Rule::Ac1, || {
+                let excused = self.is_betrayed(transaction);
+                self.require(!updates || excused, Rule::Ac1, || {
                     format!("{participant} is told aborted of {transaction}, which is committed")
                 });
                 let may = self.may_still_commit(transaction);
@@ -184,6 +200,7 @@ impl State {
         let (visible, durable) = (&p.visible.rows[transaction], &p.durable.rows[transaction]);
         let is_pruned = p.pruned.has(transaction) && visible.state.is_none();
         let acknowledged = p.said_committed.has(transaction);
+        let betrayed = p.betrayed.has(transaction);
         let holds = match said {
             Said::Yes => {
                 is_pruned
@@ -203,6 +220,7 @@ impl State {
                     Some(RowState::Prepared { .. } | RowState::Committed { .. })
                 ) || visible.state == Some(RowState::Aborted)
                     || (said == Said::NoBelowLowWater && is_pruned)
+                    || betrayed
             }
             Said::Committed => {
                 matches!(durable.state, Some(RowState::Committed { .. })) || (is_pruned && updates)
@@ -213,8 +231,8 @@ impl State {
                 Some(_) => false,
             },
             // To a late duplicate of a commit that was acknowledged long ago.
-            Said::VoteLost => p.pruned.has(transaction) && acknowledged,
-            Said::CommitDiffers | Said::AbortDiffers => false,
+            Said::VoteLost => (p.pruned.has(transaction) && acknowledged) || betrayed,
+            Said::CommitDiffers | Said::AbortDiffers => betrayed,
         };
         let row = visible.state.clone();
         self.require(holds, Rule::Told, || {
@@ -230,8 +248,8 @@ impl State {
 
     /// A local transaction has changed a row, or left it.
     pub(super) fn check_row(&mut self, participant: usize, transaction: usize, before: &Row) {
-        let updates = self.updates(transaction, participant);
         let told_aborted = self.was_told_aborted(transaction, participant);
+        let betrayed = self.participants[participant].betrayed.has(transaction);
         let after = self.participants[participant].visible.rows[transaction].clone();
         let moves = match (&before.state, &after.state) {
             (
@@ -267,6 +285,8 @@ impl State {
         self.require(!anew, Rule::Effects, || {
             format!("{participant} begins anew with {transaction}, which it had dropped")
         });
+        // A lost row can be refused where the log has committed; it can not commit where the log has not.
+        let updates = self.updates(transaction, participant) && (!betrayed || has_committed);
         let holds = match after.state {
             Some(RowState::Committed { .. }) => updates,
             Some(RowState::Aborted) => !updates && told_aborted,
@@ -320,13 +340,13 @@ impl State {
 
     /// What the log says of a transaction.
     pub(super) fn snapshot(&self, transaction: usize) -> Snapshot {
-        use unanimous_protocol::id::Epoch;
         let content = &self.log.visible;
+        let epoch = content.epochs[node_of(self.transactions[transaction].id)];
         Snapshot {
             recorded: content.records[transaction].is_some(),
-            epoch: Epoch::new(content.epoch),
-            identity: PREFIX.identity,
-            former: Vec::new(),
+            epoch: Epoch::new(epoch),
+            identity: IDENTITY,
+            former: vec![FORMER],
             forgotten_through: None,
         }
     }
@@ -340,7 +360,9 @@ impl State {
             if let Standing::WentBack(why) = running.life.standing() {
                 return Err(format!("the log did not go back, but: {why}"));
             }
+            self.guesses(&running.life)?;
             for transaction in 0..self.transactions.len() {
+                self.forgotten(&running.life, life, transaction)?;
                 match self.known_at(life, transaction) {
                     None | Some(Known::Undecided) => {}
                     Some(Known::Judged(judgement)) => {
@@ -360,6 +382,61 @@ impl State {
         Ok(())
     }
 
+    /// Anybody can make up an id. One that nobody has issued yet, or that another log knows, may commit.
+    fn guesses(&self, life: &Life) -> Result<(), String> {
+        let first = Sequence::new(100).ok_or("a sequence")?;
+        let mut guesses = Vec::new();
+        for number in 0..NODES_MAX {
+            let newest = self.log.visible.epochs[number];
+            let next = Epoch::new(newest + 1).ok_or("an epoch")?;
+            guesses.push((newest, TransactionId::new(prefix(number), next, first)));
+        }
+        guesses.extend(life.clone().issue().map(|id| (id.epoch().number(), id)));
+        for identity in [FORMER, LogIdentity(8)] {
+            let prefix = Prefix {
+                identity,
+                ..prefix(0)
+            };
+            let epoch = Epoch::new(1).ok_or("an epoch")?;
+            guesses.push((2, TransactionId::new(prefix, epoch, first)));
+        }
+        for (newest, id) in guesses {
+            for forgotten_through in [None, Some(after(id))] {
+                let snapshot = Snapshot {
+                    recorded: false,
+                    epoch: Some(newest).filter(|e| *e > 0).and_then(Epoch::new),
+                    identity: IDENTITY,
+                    former: vec![FORMER],
+                    forgotten_through,
+                };
+                let judgement = life.judge(life.ask(id), &snapshot);
+                if judgement.inform() == Some(Inform::Aborted) {
+                    return Err(format!("{id}, which may yet commit, is {judgement:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A later transaction than one without a record may have been forgotten, with the mark above both.
+    fn forgotten(&self, asked: &Life, life: usize, transaction: usize) -> Result<(), String> {
+        let recorded = self.log.visible.records[transaction].is_some();
+        if recorded || self.machine(life, transaction).is_some() {
+            return Ok(());
+        }
+        let id = self.transactions[transaction].id;
+        let snapshot = Snapshot {
+            forgotten_through: Some(after(id)),
+            ..self.snapshot(transaction)
+        };
+        let judgement = asked.judge(asked.ask(id), &snapshot);
+        let aborted = judgement.inform() == Some(Inform::Aborted);
+        if aborted && self.may_still_commit(transaction) {
+            return Err(format!("{transaction} is {judgement:?}, and may commit"));
+        }
+        Ok(())
+    }
+
     fn may_be_told(
         &self,
         transaction: usize,
@@ -374,6 +451,14 @@ impl State {
             visible.map(|record| &*record.decision)
         });
         let is_keyed = self.is_keyed();
+        if let Some(told) = told
+            && told.verdict == Verdict::Commit
+            && told.inform(&STRANGER) != Inform::Pending
+        {
+            return Err(format!(
+                "a name that {transaction} does not have is told an outcome"
+            ));
+        }
         match outcome {
             Outcome::Committed => {
                 let without_effects = told.is_some_and(|d| d.updating().next().is_none());
@@ -398,7 +483,9 @@ impl State {
                 }
                 let holder = self.log.visible.holder;
                 let lost = code == Some(AbortCode::Duplicate) && holder != Some(transaction);
-                if is_keyed && recorded.is_none() && !self.is_fenced(transaction) && !lost {
+                let refused = self.transactions[transaction].refused;
+                let excused = self.is_fenced(transaction) || lost || refused;
+                if is_keyed && recorded.is_none() && !excused {
                     return Err(format!(
                         "{transaction} has a key and is called aborted: no record"
                     ));
@@ -414,8 +501,9 @@ impl State {
 }
 
 impl Participant {
-    pub(super) fn is_below_mark(&self, id: unanimous_protocol::id::TransactionId) -> bool {
-        self.visible.mark.is_some_and(|mark| id < mark)
+    pub(super) fn is_below_mark(&self, id: TransactionId) -> bool {
+        let mark = self.visible.low_water[node_of(id)];
+        mark.is_some_and(|mark| id < mark)
     }
 
     pub(super) fn was_told_aborted(&self, transaction: usize) -> bool {
@@ -426,6 +514,16 @@ impl Participant {
             || self.informs.has(transaction * 3 + 1)
     }
 }
+
+/// The id that comes next but one.
+fn after(id: TransactionId) -> TransactionId {
+    let later = id.sequence().next().unwrap_or(id.sequence());
+    TransactionId::new(id.prefix(), id.epoch(), later)
+}
+
+/// Some participant that has no branch.
+static STRANGER: LazyLock<ParticipantName> =
+    LazyLock::new(|| "stranger".parse().expect("a participant's name"));
 
 fn of_decision(decision: &Decision) -> Known<'_> {
     let code = decision.verdict.reason().map(|reason| reason.code);

@@ -5,10 +5,12 @@
 use std::sync::{Arc, LazyLock};
 
 use unanimous_protocol::{
-    coordinator::{Alarm, Effect, EnlistRefused, Event, State as MachineState, Transaction},
+    coordinator::{
+        Alarm, BranchPhase, Effect, EnlistRefused, Event, State as MachineState, Transaction,
+    },
     id::TransactionId,
     keyring::{Claim, Holder, Keyring},
-    life::{Head, Life, Standing as LifeStanding},
+    life::{Life, Standing as LifeStanding},
     message::{Delivery, Inform, RefusalCode, Reply, RequestKind, Session, Vote},
     operations::{BodyDigest, Operations},
     record::{IdempotencyKey, Standing, Verdict},
@@ -19,8 +21,8 @@ use super::{
     check::Rule,
     configuration::Client,
     state::{
-        Asked, Begun, INFORMS, LogRequest, NAMES, PREFIX, Running, Said, State, Write, call_bit,
-        number_of, reply, slot,
+        Asked, Begun, INFORMS, LogRequest, NAMES, Running, SESSIONS, Said, State, Write, call_bit,
+        node_of, number_of, reply, slot,
     },
 };
 
@@ -35,11 +37,12 @@ pub(super) const REQUEST: BodyDigest = BodyDigest([1; 32]);
 
 impl Search {
     /// A new life begins: its epoch is opened, which fences all before it, and what is unfinished is recovered.
-    pub(super) fn start_life(&self, s: &mut State) {
-        let writer = s.open_epoch();
+    pub(super) fn start_life(&self, s: &mut State, number: usize) {
+        let writer = s.open_epoch(number);
         let life = s.lives.len();
         let mut begun = Life::begin(writer, 100 << 21);
         let unfinished: Vec<usize> = (0..s.transactions.len())
+            .filter(|&transaction| node_of(s.id_of(transaction)) == number)
             .filter(|&transaction| s.is_unfinished(transaction))
             .collect();
         begun.recovered(unfinished.iter().map(|&at| s.transactions[at].id));
@@ -79,13 +82,10 @@ impl Search {
 
     /// It looks at the log's head, as every second (rule 11).
     pub(super) fn look(&self, s: &mut State, life: usize) {
-        let content = &s.log.visible;
-        let head = Head {
-            identity: PREFIX.identity,
-            former: Vec::new(),
-            epoch: unanimous_protocol::id::Epoch::new(content.epoch),
-            decisions: content.decisions,
+        let Some(node) = s.running(life).map(|running| running.life.writer().node) else {
+            return;
         };
+        let head = s.head(node);
         let Some(running) = s.running_mut(life) else {
             return;
         };
@@ -115,6 +115,7 @@ impl Search {
         s.transactions.push(Begun {
             id,
             undecided: true,
+            refused: false,
         });
         let mut effects = Vec::new();
         let machine = Transaction::begin(id, is_keyed, &mut effects);
@@ -181,6 +182,7 @@ impl Search {
     /// One event for one transaction.
     pub(super) fn step(&self, s: &mut State, life: usize, transaction: usize, event: Event) {
         let may_abort = is_a_cause(&event);
+        let contradicts = contradicts(&event);
         let id = s.transactions[transaction].id;
         let Some(running) = s.running_mut(life) else {
             return;
@@ -192,6 +194,7 @@ impl Search {
         let machine = Arc::make_mut(machine);
         let was_undecided = machine.is_undecided();
         let mut effects = Vec::new();
+        let was_owed = contradicts.is_some_and(|name| owes(machine, name));
         machine.step(event, &mut effects);
         let is_undecided = machine.is_undecided();
         let aborts = matches!(
@@ -199,14 +202,40 @@ impl Search {
             MachineState::Completing { decision, .. } | MachineState::Ended { decision }
                 if decision.verdict != Verdict::Commit
         );
+        let alarmed = effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Alarm(_)));
         if owns {
             s.transactions[transaction].undecided = is_undecided;
         }
         s.require(!(was_undecided && aborts) || may_abort, Rule::Ac4, || {
             format!("{transaction} aborts, and nobody refused, asked for it or was late")
         });
+        s.require(!was_owed || alarmed, Rule::Alarm, || {
+            format!("a branch of {transaction} contradicts, and nobody is told")
+        });
         self.carry_out(s, life, transaction, effects);
+        if was_undecided && aborts {
+            self.told_to_all(s, life, transaction);
+        }
         self.after_step(s, life, transaction);
+    }
+
+    /// An abort is sent to every branch that may hold something: also to one that did not answer (rule 9).
+    fn told_to_all(&self, s: &mut State, life: usize, transaction: usize) {
+        let slot = slot(life, transaction);
+        for participant in 0..s.participants.len() {
+            let asked = |asked: Asked| {
+                let bit = slot * Asked::COUNT + asked.code();
+                s.participants[participant].requests.has(bit)
+            };
+            let prepared = (0..SESSIONS).any(|session| asked(Asked::Prepare { session }));
+            let read_only = s.participants[participant].said_read_only.has(transaction);
+            let holds = !prepared || asked(Asked::Abort) || read_only;
+            s.require(holds, Rule::Told, || {
+                format!("{transaction} aborts, and {participant} is not told")
+            });
+        }
     }
 
     fn carry_out(&self, s: &mut State, life: usize, transaction: usize, effects: Vec<Effect>) {
@@ -233,10 +262,9 @@ impl Search {
                     let p = s.participant_mut(participant);
                     p.requests.add(slot * Asked::COUNT + asked.code());
                     p.calls.add(call_bit(slot, asked.kind()));
-                    if let Some(mark) = mark
-                        && let Err(at) = p.marks.binary_search(&mark)
-                    {
-                        p.marks.insert(at, mark);
+                    if let Some(mark) = mark {
+                        let sent = &mut p.marks[node_of(mark)];
+                        *sent = (*sent).max(Some(mark));
                     }
                 }
                 Effect::Force(decision) => {
@@ -267,18 +295,20 @@ impl Search {
             }
         }
         // A fenced life may see a branch change its mind: the branch asked the successor in between. And a refusal is not
-        // forced: a participant that lost it may say yes to the same prepare, and then both answers arrive.
+        // forced, a read-only vote not even stored: such a participant may say yes to the same prepare, and an answer to a call
+        // that had ended before may arrive behind the newer one.
         let is_true = match alarm {
             Alarm::VoteChanged(name) => {
                 let p = &s.participants[number_of(name)];
-                p.said_yes.has(transaction) && p.said_no.has(transaction)
+                let other = p.said_no.has(transaction) || p.said_read_only.has(transaction);
+                p.said_yes.has(transaction) && other
             }
             Alarm::VoteLost(_)
             | Alarm::OutcomeDiffers(_)
             | Alarm::BelowLowWater(_)
             | Alarm::DecisionContradicted => false,
         };
-        let excused = is_true || s.is_fenced(transaction);
+        let excused = is_true || s.is_fenced(transaction) || s.is_betrayed(transaction);
         s.require(excused, Rule::Alarm, || format!("{transaction}: {alarm:?}"));
     }
 
@@ -519,6 +549,33 @@ impl State {
     pub(super) fn id_of(&self, transaction: usize) -> TransactionId {
         self.transactions[transaction].id
     }
+}
+
+/// The branch whose answer says that it ended otherwise.
+fn contradicts(event: &Event) -> Option<usize> {
+    match event {
+        Event::Delivered {
+            participant,
+            delivery: Delivery::Answered(Reply::VoteLost | Reply::OutcomeDiffers),
+            ..
+        } => Some(number_of(participant)),
+        Event::Delivered { .. }
+        | Event::Enlist { .. }
+        | Event::CommitRequested
+        | Event::AbortRequested { .. }
+        | Event::DeadlinePassed
+        | Event::Forced(_)
+        | Event::Appended
+        | Event::LogWentBack
+        | Event::AbortsDropped => None,
+    }
+}
+
+/// Whether the branch has yet to acknowledge a commit.
+fn owes(machine: &Transaction, participant: usize) -> bool {
+    machine.branches().any(|branch| {
+        *branch.participant == NAMES[participant] && branch.phase == BranchPhase::Committing
+    })
 }
 
 /// What may end a transaction that nobody has decided: textbook's AC4 read backwards.

@@ -14,7 +14,7 @@ use super::{
     Search,
     check::Known,
     participant::WELL,
-    state::{Asked, INFORMS, State, TRANSACTIONS_MAX, call_bit, slot},
+    state::{Asked, INFORMS, NODES_MAX, State, TRANSACTIONS_MAX, call_bit, node_of, slot},
 };
 
 /// More than a healthy world needs by far.
@@ -29,17 +29,15 @@ impl Search {
             coordinator_crashes: 0,
             participant_crashes: 0,
             log_crashes: 0,
+            betrayals: 0,
         };
         for life in 0..s.lives.len() {
             self.look(&mut s, life);
         }
-        let serves = s
-            .lives
-            .iter()
-            .flatten()
-            .any(|running| *running.life.standing() == Standing::Serving);
-        if !serves {
-            self.start_life(&mut s);
+        for number in 0..NODES_MAX {
+            if s.log.visible.epochs[number] > 0 && s.serving(number).is_none() {
+                self.start_life(&mut s, number);
+            }
         }
         for participant in 0..s.participants.len() {
             self.flush(&mut s, participant);
@@ -57,6 +55,10 @@ impl Search {
                 self.deadlines(&mut s);
             }
         }
+        if from.participants.iter().any(|p| !p.betrayed.is_empty()) {
+            // It waits for an operator.
+            return Ok(());
+        }
         self.is_finished(&mut s)?;
         if let Some(wrong) = &s.wrong {
             return Err(format!("healed: {}", wrong.what));
@@ -69,19 +71,26 @@ impl Search {
 
     /// Whether nothing stands in the way of the only transaction's commit (AC4).
     fn must_commit(&self, s: &State) -> bool {
-        use super::configuration::Client;
-        if self.configuration.client != Client::Commits || s.lives.len() != 1 {
+        if s.lives.len() != 1 || s.transactions.len() != 1 || s.log.is_keyed {
             return false;
         }
-        let undecided = s
-            .machine(0, 0)
-            .is_some_and(|machine| machine.is_undecided() && !machine.is_frozen());
+        let undecided = s.machine(0, 0).is_some_and(|machine| {
+            machine.is_undecided() && *machine.state() != MachineState::Active
+        });
+        let lost = s.transactions[0].refused || s.is_betrayed(0);
         let refused = s.participants.iter().any(|p| {
             let row = &p.visible.rows[0].state;
             row.as_ref()
                 .is_some_and(|row| !matches!(row, RowState::Prepared { .. }))
         });
-        undecided && !refused
+        // Interactive work that is there must be all that there ever was.
+        let work_is_there = s.participants.iter().all(|p| {
+            let in_session = |held: super::state::Held| held.session == 1 && held.enlisted;
+            p.sessions_begun == 0
+                || (p.sessions_begun == 1
+                    && (p.visible.rows[0].state.is_some() || p.held.is_some_and(in_session)))
+        });
+        undecided && !refused && !lost && work_is_there
     }
 
     fn is_called_committed(&self, s: &State) -> bool {
@@ -241,9 +250,9 @@ impl Search {
             return Err(format!("it does not end: {}", self.describe(s)));
         }
         s.tells_the_truth()?;
-        let serving = s.lives.iter().position(Option::is_some);
-        let serving = serving.ok_or("nobody serves")?;
         for transaction in 0..s.transactions.len() {
+            let serving = s.serving(node_of(s.id_of(transaction)));
+            let serving = serving.ok_or("nobody serves")?;
             let Some(Known::Decision(outcome, _, _)) = s.known_at(serving, transaction) else {
                 return Err(format!("nobody can be told what became of {transaction}"));
             };
@@ -266,22 +275,30 @@ impl Search {
                 }
             }
         }
-        self.is_released(s, serving)
+        for number in 0..NODES_MAX {
+            if let Some(serving) = s.serving(number) {
+                self.is_released(s, serving, number)?;
+            }
+        }
+        Ok(())
     }
 
     /// Nothing holds the low-water mark, and below it participants keep nothing.
-    fn is_released(&self, s: &mut State, serving: usize) -> Result<(), String> {
+    fn is_released(&self, s: &mut State, serving: usize, number: usize) -> Result<(), String> {
         let mark = s.running(serving).and_then(|r| r.life.low_water());
         let Some(mark) = mark else {
             return Ok(());
         };
-        if let Some(begun) = s.transactions.iter().find(|begun| begun.id >= mark) {
+        let mut mine = s.transactions.iter();
+        if let Some(begun) = mine.find(|begun| node_of(begun.id) == number && begun.id >= mark) {
             return Err(format!("{} holds the low-water mark {mark}", begun.id));
         }
         for participant in 0..s.participants.len() {
             self.prune(s, participant, mark);
             let p = &s.participants[participant];
-            if p.visible.rows.iter().any(|row| row.state.is_some()) {
+            let keeps = s.transactions.iter().zip(&p.visible.rows);
+            let mut keeps = keeps.filter(|(begun, _)| node_of(begun.id) == number);
+            if keeps.any(|(_, row)| row.state.is_some()) {
                 return Err(format!("{participant} keeps a row below the mark"));
             }
         }
@@ -299,5 +316,17 @@ impl Search {
             .map(|p| format!("{:?}", p.visible.rows[0].state))
             .collect();
         format!("{machines:?} {rows:?}")
+    }
+}
+
+impl State {
+    /// The life of a node that may decide.
+    fn serving(&self, number: usize) -> Option<usize> {
+        self.lives.iter().position(|running| {
+            running.as_ref().is_some_and(|running| {
+                *running.life.standing() == Standing::Serving
+                    && running.life.writer().node == super::state::node(number)
+            })
+        })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use unanimous_protocol::{
     coordinator::Event,
-    id::Epoch,
+    id::{Epoch, Node},
     life::{Head, Writer},
     record::{Decision, Standing, Verdict},
 };
@@ -15,7 +15,7 @@ use unanimous_protocol::{
 use super::{
     Search,
     check::Rule,
-    state::{LogRequest, PREFIX, Record, State, Write, Written},
+    state::{FORMER, IDENTITY, LogRequest, Record, State, Write, Written, node},
 };
 
 impl Search {
@@ -25,12 +25,7 @@ impl Search {
         let LogRequest {
             life, transaction, ..
         } = request;
-        let head = Head {
-            identity: PREFIX.identity,
-            former: Vec::new(),
-            epoch: Epoch::new(s.log.visible.epoch),
-            decisions: s.log.visible.decisions,
-        };
+        let head = s.head(request.writer.node);
         if head.check(&request.writer).is_err() {
             s.log_mut().requests.remove(at);
             return;
@@ -74,6 +69,18 @@ impl Search {
         if s.faults.log_crashes == 0 {
             s.force_log();
         }
+    }
+
+    /// Something about a record is such that the log will never take it (rule 23).
+    pub(super) fn log_refuses(&self, s: &mut State, at: usize) {
+        let transaction = s.log.requests[at].transaction;
+        s.transactions[transaction].refused = true;
+        let decisions = s.log.visible.decisions + 1;
+        let log = s.log_mut();
+        log.visible.decisions = decisions;
+        let standing = Standing::Refused(String::new());
+        log.requests[at].written = Some(Written::Decided(standing, decisions));
+        s.force_log();
     }
 
     fn propose(&self, s: &mut State, transaction: usize, decision: &Arc<Decision>) -> Standing {
@@ -165,15 +172,27 @@ impl State {
     }
 
     /// A forced increment, which fences all before it.
-    pub(super) fn open_epoch(&mut self) -> Writer {
-        self.log_mut().visible.epoch += 1;
+    pub(super) fn open_epoch(&mut self, number: usize) -> Writer {
+        self.log_mut().visible.epochs[number] += 1;
         self.force_log();
         let content = &self.log.visible;
         Writer {
-            node: PREFIX.node,
-            epoch: Epoch::new(content.epoch).unwrap_or(Epoch::MAX),
-            identity: PREFIX.identity,
+            node: node(number),
+            epoch: Epoch::new(content.epochs[number]).unwrap_or(Epoch::MAX),
+            identity: IDENTITY,
             decisions_at_least: content.decisions,
+        }
+    }
+
+    /// What the log says of a node.
+    pub(super) fn head(&self, node: Node) -> Head {
+        let content = &self.log.visible;
+        let epoch = content.epochs[usize::from(node.0) - 1];
+        Head {
+            identity: IDENTITY,
+            former: vec![FORMER],
+            epoch: Some(epoch).filter(|epoch| *epoch > 0).and_then(Epoch::new),
+            decisions: content.decisions,
         }
     }
 

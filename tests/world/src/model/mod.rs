@@ -1,4 +1,38 @@
-//! Exhaustive search over the same machines.
+//! Exhaustive search over the same machines: where the simulation samples, this enumerates.
+//!
+//! A [`State`] holds the real [`Transaction`](unanimous_protocol::coordinator::Transaction)s and
+//! [`Life`](unanimous_protocol::life::Life)s, a log, every participant's database, and what is on its way; a step is one
+//! message, one write, one crash. The machines decide everything; the shells here only carry out. A search begins
+//! with one transaction and runs until it is dry: neither its depth nor the number of states is limited, only how many lives,
+//! transactions and crashes there are ([`Configuration`]).
+//!
+//! **What is enumerated.**
+//! - Requests, answers and what inquiries are told are sets that nothing is taken from: each of them arrives now, later,
+//!   again and again, behind newer ones, or never. So loss, duplication, delay and reordering have no bound. Calls time out
+//!   any number of times, and an answer may still arrive after its call timed out.
+//! - A coordinator crashes between any two steps; a crash between two effects of one step is a crash after it whose later
+//!   messages are lost. Writes on their way to the log outlive it, and arrive before or after the next epoch is opened. The
+//!   next life may begin while the older one runs on as a zombie, and fenced ones notice late or never.
+//! - A participant's local transaction is visible at once and durable later; a crash in between loses it, with the answers
+//!   that waited and the interactive work in memory. The log's unforced writes are lost by a crash of the log.
+//! - Deadlines and clients' aborts come at any moment, also while the decision is on its way. A service refuses, finds
+//!   nothing to do, or comes too late, as the configuration allows.
+//!
+//! **What holds** in every state: the checks in `check`, by the textbook's numbers; that whatever clients could be told is
+//! true; and that the transaction *can still be finished*: the fixed schedule in `heal` ends with everything decided, told and
+//! released. That stands for AC5: whatever happened, once faults stop, it ends. Configurations also name what they must
+//! reach, so that a search that misses its point does not pass.
+//!
+//! **What is taken for one.** States are compared by a hash of 64 bits, and two that collide would hide one another: with
+//! ten million states a chance of three in a million. Left out of the hash is what only people are shown (reasons,
+//! errors, attempts) and the decision counter, which only a log that goes back makes matter. Branches with the same kind
+//! of service are interchangeable. Where no participant may crash any more, flushing is not a step of its own.
+//!
+//! **What is not modelled**, and who has it: clocks, so also how long a prepare waits for a key (simulation); several
+//! processes of one participant, a renamed or unregistered one (simulation, scripts); unclear writes to the log, which are
+//! repeated below the machines (log contract, simulation); logs that go back, new identities, adopted nodes, retention
+//! (simulation, scripts); two transactions that overlap at one life (simulation: the machines know nothing of one
+//! another); requests that no coordinator sends, such as a changed prepare (scripts).
 
 mod check;
 mod configuration;
@@ -10,7 +44,7 @@ mod state;
 
 use std::{sync::Arc, time::Duration};
 
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 use unanimous_protocol::{
     branch::State as RowState,
     coordinator::{Event, State as MachineState},
@@ -70,12 +104,14 @@ enum Happening {
     },
     Flush(usize),
     ParticipantCrashes(usize),
+    Betrays(usize),
     Prune(usize, TransactionId),
     LogTakes(usize),
     LogAnswers(usize),
     LogFlushes,
+    LogRefuses(usize),
     LogCrashes,
-    Starts,
+    Starts(usize),
     Looks(usize),
     CoordinatorCrashes(usize),
     Begins(usize),
@@ -113,10 +149,11 @@ impl Model for Search {
                 coordinator_crashes: c.coordinator_crashes,
                 participant_crashes: c.participant_crashes,
                 log_crashes: c.log_crashes,
+                betrayals: c.betrayals,
             },
             wrong: None,
         };
-        self.start_life(&mut s);
+        self.start_life(&mut s, 0);
         match c.client {
             Client::Commits if !c.made_up_inquiry => {
                 self.begin(&mut s, 0, true);
@@ -148,7 +185,7 @@ impl Model for Search {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![
+        let mut properties = vec![
             Property::always("AC1: all decide alike", |_, s: &State| s.holds(Rule::Ac1)),
             Property::always("AC2: nobody reverses", |_, s: &State| s.holds(Rule::Ac2)),
             Property::always("AC3: commits have every vote", |_, s: &State| {
@@ -176,11 +213,26 @@ impl Model for Search {
             Property::always("can still be finished", |search: &Search, s: &State| {
                 s.wrong.is_some() || search.heal(s).is_ok()
             }),
-        ]
+        ];
+        properties.extend(self.reaches());
+        properties
     }
 }
 
 impl State {
+    /// Whether a newer life of its node has begun.
+    fn is_older(&self, running: &state::Running) -> bool {
+        let writer = running.life.writer();
+        let newest = self.log.durable.epochs[usize::from(writer.node.0) - 1];
+        writer.epoch.number() < newest
+    }
+
+    /// One after another, as far as one life is concerned: a machine knows nothing of another one.
+    fn may_begin(&self) -> bool {
+        let mut begun = 0..self.transactions.len();
+        begun.all(|at| !self.transactions[at].undecided || self.is_fenced(at))
+    }
+
     fn holds(&self, rule: Rule) -> bool {
         self.wrong.as_ref().is_none_or(|wrong| wrong.rule != rule)
     }
@@ -193,23 +245,83 @@ impl Search {
         Self { configuration }
     }
 
+    /// What these bounds must let happen: a search that never gets there shows nothing.
+    fn reaches(&self) -> Vec<Property<Self>> {
+        let c = &self.configuration;
+        let mut reaches = vec![Property::sometimes("a commit", |_, s: &State| {
+            s.is_committed(0)
+        })];
+        let mut add = |wanted: bool, name, condition: fn(&Self, &State) -> bool| {
+            if wanted {
+                reaches.push(Property::sometimes(name, condition));
+            }
+        };
+        add(c.lives > c.nodes, "an older life beside a newer", |_, s| {
+            let mut running = s.lives.iter().flatten();
+            running.any(|older| s.is_older(older))
+        });
+        add(c.lives > c.nodes, "a commit that is recovered", |_, s| {
+            s.lives.iter().flatten().any(|running| {
+                let writer = running.life.writer();
+                let mut machines = running.machines.iter().flatten();
+                machines.any(|machine| !writer.owns(machine.id()))
+            })
+        });
+        let crashes = c.coordinator_crashes > 0 && c.nodes == 1;
+        add(crashes, "in doubt, and nobody to ask", |_, s| {
+            let nobody = s.lives.iter().all(Option::is_none);
+            let rows = s.participants.iter().map(|p| &p.durable.rows[0].state);
+            let mut in_doubt = rows.filter(|row| matches!(row, Some(RowState::Prepared { .. })));
+            nobody && in_doubt.next().is_some()
+        });
+        let keys = c.client == Client::Repeats;
+        add(keys, "a key that another one holds", |_, s| {
+            let mut machines = s.lives.iter().flatten().flat_map(|l| &l.machines).flatten();
+            machines.any(|machine| machine.lost_its_key())
+        });
+        let interacts = c.client == Client::Interacts;
+        add(interacts, "interactive work that commits", |_, s| {
+            s.is_committed(0) && s.participants.iter().any(|p| !p.done.is_empty())
+        });
+        add(c.prunes, "a dropped row", |_, s| {
+            s.participants.iter().any(|p| !p.pruned.is_empty())
+        });
+        add(c.betrayals > 0, "a commit whose row is lost", |_, s| {
+            s.is_committed(0) && s.is_betrayed(0)
+        });
+        add(c.log_refuses, "a refused record", |_, s| {
+            s.transactions.iter().any(|begun| begun.refused)
+        });
+        let changes = c.branches.contains(&Answers::ReadOnlyOrYes);
+        add(changes, "a read-only vote that changes", |_, s| {
+            let participants = s.participants.iter();
+            let mut both = participants.map(|p| p.said_yes.0 & p.said_read_only.0);
+            both.any(|both| both != 0)
+        });
+        let refuses = c.branches.contains(&Answers::YesOrNo);
+        add(refuses, "a refusal behind a yes", |_, s| {
+            s.participants.iter().any(|p| p.said_no.has(0))
+                && s.participants.iter().any(|p| p.said_yes.has(0))
+        });
+        reaches
+    }
+
     fn of_lives(&self, s: &State, add: &mut impl FnMut(Happening)) {
         let c = &self.configuration;
         for life in 0..s.lives.len() {
             let Some(running) = s.running(life) else {
                 continue;
             };
-            let is_fenced = running.life.writer().epoch.number() < s.log.durable.epoch;
-            if is_fenced {
+            if s.is_older(running) {
                 add(Happening::Looks(life));
             } else if s.faults.coordinator_crashes > 0 {
                 add(Happening::CoordinatorCrashes(life));
             }
             if s.transactions.len() < c.transactions {
                 match c.client {
-                    Client::Commits => add(Happening::Begins(life)),
+                    Client::Commits if s.may_begin() => add(Happening::Begins(life)),
                     Client::Repeats if running.looking_up > 0 => add(Happening::KeyFound(life)),
-                    Client::Repeats | Client::Interacts => {}
+                    Client::Commits | Client::Repeats | Client::Interacts => {}
                 }
             } else if running.looking_up > 0 && s.log.visible.holder.is_some() {
                 add(Happening::KeyFound(life));
@@ -232,8 +344,8 @@ impl Search {
                 self.of_transaction(s, life, transaction, add);
             }
         }
-        if s.lives.len() < c.epochs {
-            add(Happening::Starts);
+        if s.lives.len() < c.lives {
+            (0..c.nodes).for_each(|number| add(Happening::Starts(number)));
         }
     }
 
@@ -260,7 +372,10 @@ impl Search {
         };
         if machine.is_undecided() {
             add(Happening::Deadline(life, transaction));
-            add(Happening::AbortRequested(life, transaction));
+            // What follows is the same, but for the reason that a client is shown.
+            if self.branches() == 1 {
+                add(Happening::AbortRequested(life, transaction));
+            }
         }
         if self.interacts() && *machine.state() == MachineState::Active {
             add(Happening::CommitRequested(life, transaction));
@@ -328,8 +443,13 @@ impl Search {
         if s.faults.participant_crashes > 0 && loses {
             add(Happening::ParticipantCrashes(participant));
         }
-        for &mark in &p.marks {
-            if p.visible.mark.is_none_or(|stored| stored < mark) {
+        let has_rows = p.durable.rows.iter().any(|row| row.state.is_some());
+        if s.faults.betrayals > 0 && has_rows {
+            add(Happening::Betrays(participant));
+        }
+        for mark in p.marks.into_iter().flatten() {
+            let stored = p.visible.low_water[state::node_of(mark)];
+            if stored.is_none_or(|stored| stored < mark) {
                 add(Happening::Prune(participant, mark));
             }
         }
@@ -351,6 +471,11 @@ impl Search {
         for (at, request) in s.log.requests.iter().enumerate() {
             if request.written.is_none() {
                 add(Happening::LogTakes(at));
+                let forced = matches!(request.write, state::Write::Force(_));
+                let refusable = forced && s.log.visible.records[request.transaction].is_none();
+                if self.configuration.log_refuses && refusable && s.lives[request.life].is_some() {
+                    add(Happening::LogRefuses(at));
+                }
             } else if s.may_answer(request) {
                 add(Happening::LogAnswers(at));
             }
@@ -411,12 +536,14 @@ impl Search {
             }
             Happening::Flush(participant) => self.flush(s, participant),
             Happening::ParticipantCrashes(participant) => self.participant_crashes(s, participant),
+            Happening::Betrays(participant) => self.betrays(s, participant),
             Happening::Prune(participant, mark) => self.prune(s, participant, mark),
             Happening::LogTakes(at) => self.log_takes(s, at),
             Happening::LogAnswers(at) => self.log_answers(s, at),
             Happening::LogFlushes => s.force_log(),
+            Happening::LogRefuses(at) => self.log_refuses(s, at),
             Happening::LogCrashes => self.log_crashes(s),
-            Happening::Starts => self.start_life(s),
+            Happening::Starts(number) => self.start_life(s, number),
             Happening::Looks(life) => self.look(s, life),
             Happening::CoordinatorCrashes(life) => {
                 s.faults.coordinator_crashes -= 1;
@@ -470,27 +597,58 @@ pub struct Failed {
     pub steps: Vec<String>,
 }
 
-/// Tries everything.
-#[must_use]
-pub fn search(configuration: &Configuration, threads: usize, breadth_first: bool) -> Report {
-    #[expect(clippy::disallowed_types, reason = "the search runs in real time")]
-    let began = std::time::Instant::now();
-    let builder = Search::new(configuration.clone())
+/// How a search goes through the states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// In little memory.
+    DepthFirst,
+    /// Finds a short way to what is wrong, with one thread the shortest.
+    BreadthFirst,
+}
+
+/// Tries everything, or until something is wrong. `so_far` is told now and then how many states have been seen.
+pub fn search(
+    configuration: &Configuration,
+    threads: usize,
+    order: Order,
+    so_far: impl FnMut(usize),
+) -> Report {
+    let search = Search::new(configuration.clone());
+    let builder = search
+        .clone()
         .checker()
         .threads(threads)
         .finish_when(HasDiscoveries::AnyFailures);
-    let search = Search::new(configuration.clone());
-    if breadth_first {
-        report(&search, &builder.spawn_bfs().join(), began.elapsed())
-    } else {
-        report(&search, &builder.spawn_dfs().join(), began.elapsed())
+    match order {
+        Order::DepthFirst => report(&search, builder.spawn_dfs(), so_far),
+        Order::BreadthFirst => report(&search, builder.spawn_bfs(), so_far),
     }
 }
 
-fn report(search: &Search, checker: &impl Checker<Search>, took: Duration) -> Report {
-    let mut discoveries: Vec<_> = checker.discoveries().into_iter().collect();
-    discoveries.sort_by_key(|(name, _)| *name);
-    let failure = discoveries.into_iter().next().map(|(name, path)| {
+#[expect(clippy::disallowed_types, reason = "the search takes real time")]
+fn report(
+    search: &Search,
+    mut checker: impl Checker<Search>,
+    mut so_far: impl FnMut(usize),
+) -> Report {
+    let began = std::time::Instant::now();
+    let handles = checker.handles();
+    while handles.iter().any(|thread| !thread.is_finished()) {
+        std::thread::sleep(Duration::from_millis(20));
+        so_far(checker.unique_state_count());
+    }
+    for thread in handles {
+        // What it panicked with has been printed.
+        assert!(thread.join().is_ok(), "a thread of the search has panicked");
+    }
+    let took = began.elapsed();
+    let mut discoveries = checker.discoveries();
+    let mut failed = search.properties().into_iter().filter_map(|property| {
+        let is_failure = property.expectation == Expectation::Always;
+        let found = is_failure.then(|| discoveries.remove(property.name));
+        Some((property.name, found??))
+    });
+    let failure = failed.next().map(|(name, path)| {
         let last = path.last_state();
         let what = match &last.wrong {
             Some(wrong) => wrong.what.clone(),
@@ -506,6 +664,19 @@ fn report(search: &Search, checker: &impl Checker<Search>, took: Duration) -> Re
             what,
             steps: actions.iter().map(|action| format!("{action:?}")).collect(),
         }
+    });
+    // Where nothing failed all was seen, and what was not seen does not happen.
+    let failure = failure.or_else(|| {
+        let mut properties = search.properties().into_iter();
+        let never = properties.find(|property| {
+            property.expectation == Expectation::Sometimes
+                && !discoveries.contains_key(property.name)
+        });
+        never.map(|property| Failed {
+            property: property.name.to_owned(),
+            what: "it never happens".to_owned(),
+            steps: Vec::new(),
+        })
     });
     Report {
         states: checker.unique_state_count(),

@@ -15,7 +15,7 @@ use super::{
     check::Rule,
     configuration::Answers,
     coordinator::OPERATIONS,
-    state::{Asked, Bits, Held, INFORMS, Row, SESSIONS, Said, State, said, slot},
+    state::{Asked, Bits, Held, INFORMS, Row, SESSIONS, Said, State, node_of, said, slot},
 };
 
 /// What happens to a prepare beside its arrival.
@@ -132,7 +132,7 @@ impl Search {
         let held = p.held.filter(|_| transaction == 0);
         let state = before.state.clone().unwrap_or_else(|| {
             let session = held.and_then(|held| session_of(usize::from(held.session)));
-            RowState::without_row(id, session, p.visible.mark)
+            RowState::without_row(id, session, p.visible.low_water[node_of(id)])
         });
         let is_prepare = matches!(event, Event::PrepareReceived { .. });
         let mut row = before.clone();
@@ -256,10 +256,12 @@ impl Search {
     /// One local transaction drops what has an outcome below a mark, and stores the mark (rule 15).
     pub(super) fn prune(&self, s: &mut State, participant: usize, mark: TransactionId) {
         let p = s.participant_mut(participant);
-        let mark = p.visible.mark.map_or(mark, |stored| stored.max(mark));
-        p.visible.mark = Some(mark);
+        let stored = &mut p.visible.low_water[node_of(mark)];
+        let mark = stored.map_or(mark, |stored| stored.max(mark));
+        *stored = Some(mark);
         for transaction in 0..s.transactions.len() {
-            if s.id_of(transaction) >= mark {
+            let id = s.id_of(transaction);
+            if id.prefix() != mark.prefix() || id >= mark {
                 continue;
             }
             let row = &s.participants[participant].visible.rows[transaction];
@@ -282,6 +284,21 @@ impl Search {
         if s.faults.participant_crashes == 0 {
             self.flush(s, participant);
         }
+    }
+
+    /// Its database is an older one than it was: what it had promised as durable is gone.
+    pub(super) fn betrays(&self, s: &mut State, participant: usize) {
+        s.faults.betrayals -= 1;
+        let p = s.participant_mut(participant);
+        for transaction in 0..p.durable.rows.len() {
+            if p.durable.rows[transaction].state.is_some() {
+                p.betrayed.add(transaction);
+            }
+        }
+        p.durable.rows = <[Row; 2]>::default();
+        p.visible = p.durable.clone();
+        p.waiting = Bits::default();
+        p.held = None;
     }
 
     /// A client asks for interactive work.

@@ -25,10 +25,31 @@ use super::check::Wrong;
 /// Transactions in one search, at most.
 pub(super) const TRANSACTIONS_MAX: usize = 2;
 
-pub(super) const PREFIX: Prefix = Prefix {
-    identity: LogIdentity(7),
-    node: Node(1),
-};
+/// Coordinators that share the log, at most.
+pub(super) const NODES_MAX: usize = 2;
+
+pub(super) const IDENTITY: LogIdentity = LogIdentity(7);
+
+/// The log was restored once, long ago.
+pub(super) const FORMER: LogIdentity = LogIdentity(6);
+
+/// The node of a number.
+pub(super) fn node(number: usize) -> Node {
+    Node(u16::try_from(number + 1).expect("a small number"))
+}
+
+/// Ids of a node of this log.
+pub(super) fn prefix(number: usize) -> Prefix {
+    Prefix {
+        identity: IDENTITY,
+        node: node(number),
+    }
+}
+
+/// The number of an id's node.
+pub(super) fn node_of(id: TransactionId) -> usize {
+    usize::from(id.node().0) - 1
+}
 
 /// Names of participants.
 pub(super) static NAMES: LazyLock<[ParticipantName; 3]> = LazyLock::new(|| {
@@ -196,7 +217,8 @@ pub(super) struct Row {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Disk {
     pub(super) rows: [Row; TRANSACTIONS_MAX],
-    pub(super) mark: Option<TransactionId>,
+    /// The low-water mark of each node's ids.
+    pub(super) low_water: [Option<TransactionId>; NODES_MAX],
 }
 
 /// Interactive work in memory.
@@ -228,8 +250,8 @@ pub(super) struct Participant {
     pub(super) replies: Bits,
     /// What inquiries were told: the same.
     pub(super) informs: Bits,
-    /// Marks that calls carried.
-    pub(super) marks: Vec<TransactionId>,
+    /// The highest mark of each node that calls carried: it promises what the lower ones do.
+    pub(super) marks: [Option<TransactionId>; NODES_MAX],
     /// Enlistings that were sent, by session.
     pub(super) enlists: Bits,
     /// Answers to them: twice the session, and one more where it was refused.
@@ -241,6 +263,8 @@ pub(super) struct Participant {
     pub(super) said_read_only: Bits,
     pub(super) said_committed: Bits,
     pub(super) pruned: Bits,
+    /// Of which it lost a durable row.
+    pub(super) betrayed: Bits,
     /// Sessions whose work a client was told is done.
     pub(super) done: Bits,
 }
@@ -272,7 +296,8 @@ pub(super) struct Record {
 /// What is in the log.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Content {
-    pub(super) epoch: u32,
+    /// The newest of each node; 0 where it has none.
+    pub(super) epochs: [u32; NODES_MAX],
     pub(super) decisions: u64,
     pub(super) records: [Option<Record>; TRANSACTIONS_MAX],
     /// Who holds the key.
@@ -320,6 +345,8 @@ pub(super) struct Begun {
     pub(super) id: TransactionId,
     /// Its owner had not decided it when it was last seen alive.
     pub(super) undecided: bool,
+    /// The log will never take a record of it.
+    pub(super) refused: bool,
 }
 
 /// Faults that may still happen.
@@ -328,12 +355,13 @@ pub(super) struct Faults {
     pub(super) coordinator_crashes: u8,
     pub(super) participant_crashes: u8,
     pub(super) log_crashes: u8,
+    pub(super) betrayals: u8,
 }
 
 /// Everything there is.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// By epoch, from the first on; `None` once it has ended.
+    /// In the order of their beginning; `None` once it has ended.
     pub(super) lives: Vec<Option<Arc<Running>>>,
     pub(super) transactions: Vec<Begun>,
     pub(super) log: Arc<Log>,
@@ -376,13 +404,13 @@ impl State {
             for row in &disk.rows {
                 hash_row(row, &mut hasher);
             }
-            disk.mark.hash(&mut hasher);
+            disk.low_water.hash(&mut hasher);
         }
         (p.role, p.waiting, p.held, p.sessions_begun).hash(&mut hasher);
         (p.requests, p.calls, p.replies, p.informs).hash(&mut hasher);
-        (p.enlists, p.enlisted, &p.marks).hash(&mut hasher);
+        (p.enlists, p.enlisted, p.marks).hash(&mut hasher);
         let said = [p.said_yes, p.said_no, p.said_read_only, p.said_committed];
-        (said, p.pruned, p.done).hash(&mut hasher);
+        (said, p.pruned, p.betrayed, p.done).hash(&mut hasher);
         let machines = self.lives.iter().flatten().flat_map(|life| &life.machines);
         for machine in machines.flatten() {
             machine.hash_branch(name, &mut hasher);
@@ -435,7 +463,7 @@ impl Hash for State {
         (&self.transactions, self.faults, self.wrong.is_some()).hash(hasher);
         self.log.is_dirty.hash(hasher);
         for content in [&self.log.visible, &self.log.durable] {
-            (content.epoch, content.holder).hash(hasher);
+            (content.epochs, content.holder).hash(hasher);
             for record in &content.records {
                 record.is_some().hash(hasher);
                 if let Some(record) = record {
