@@ -18,6 +18,12 @@ const SEEDS: &str = "2000";
 /// A mutant that does not come to an end by then is a mistake of its own, in seconds.
 const PATIENCE: &str = "300";
 
+/// The same for a search that runs dry, which is no finding.
+const SEARCH_AT_MOST: &str = "3600";
+
+/// What `timeout` ends with where it had to.
+const OUT_OF_TIME: i32 = 124;
+
 /// What a copy needs of the workspace.
 const COPIED: [&str; 5] = [
     "Cargo.lock",
@@ -213,11 +219,11 @@ impl Laboratory {
     /// Which search found it, after how many states. Small ones come first.
     fn searched(&self) -> io::Result<Option<String>> {
         let output = Command::new("timeout")
-            .arg(PATIENCE)
+            .arg(SEARCH_AT_MOST)
             .arg(self.target.join("debug/model"))
             .stderr(Stdio::null())
             .output()?;
-        if output.status.success() {
+        if output.status.success() || output.status.code() == Some(OUT_OF_TIME) {
             return Ok(None);
         }
         let text = String::from_utf8_lossy(&output.stdout);

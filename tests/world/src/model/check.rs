@@ -385,35 +385,47 @@ impl State {
     /// Anybody can make up an id. One that nobody has issued yet, or that another log knows, may commit.
     fn guesses(&self, life: &Life) -> Result<(), String> {
         let first = Sequence::new(100).ok_or("a sequence")?;
-        let mut guesses = Vec::new();
+        let mut snapshot = Snapshot {
+            recorded: false,
+            epoch: None,
+            identity: IDENTITY,
+            former: vec![FORMER],
+            forgotten_through: None,
+        };
+        let mut guess = |newest: u32, id: TransactionId| {
+            snapshot.epoch = Some(newest).filter(|e| *e > 0).and_then(Epoch::new);
+            for mark in [None, Some(after(id))] {
+                snapshot.forgotten_through = mark;
+                let judgement = life.judge(life.ask(id), &snapshot);
+                if judgement.inform() == Some(Inform::Aborted) {
+                    return Err(format!("{id}, which may yet commit, is {judgement:?}"));
+                }
+            }
+            Ok(())
+        };
         for number in 0..NODES_MAX {
             let newest = self.log.visible.epochs[number];
             let next = Epoch::new(newest + 1).ok_or("an epoch")?;
-            guesses.push((newest, TransactionId::new(prefix(number), next, first)));
+            guess(newest, TransactionId::new(prefix(number), next, first))?;
         }
-        guesses.extend(life.clone().issue().map(|id| (id.epoch().number(), id)));
+        let issued = self.transactions.iter().map(|begun| begun.id);
+        let last = issued.filter(|id| life.writer().owns(*id)).max();
+        let next = last.map_or(
+            TransactionId::new(life.prefix(), life.writer().epoch, first),
+            after,
+        );
+        let newest = self.log.visible.epochs[node_of(next)];
+        // A newer life calls it aborted, and it is.
+        if newest == next.epoch().number() {
+            guess(newest, next)?;
+        }
         for identity in [FORMER, LogIdentity(8)] {
             let prefix = Prefix {
                 identity,
                 ..prefix(0)
             };
             let epoch = Epoch::new(1).ok_or("an epoch")?;
-            guesses.push((2, TransactionId::new(prefix, epoch, first)));
-        }
-        for (newest, id) in guesses {
-            for forgotten_through in [None, Some(after(id))] {
-                let snapshot = Snapshot {
-                    recorded: false,
-                    epoch: Some(newest).filter(|e| *e > 0).and_then(Epoch::new),
-                    identity: IDENTITY,
-                    former: vec![FORMER],
-                    forgotten_through,
-                };
-                let judgement = life.judge(life.ask(id), &snapshot);
-                if judgement.inform() == Some(Inform::Aborted) {
-                    return Err(format!("{id}, which may yet commit, is {judgement:?}"));
-                }
-            }
+            guess(2, TransactionId::new(prefix, epoch, first))?;
         }
         Ok(())
     }

@@ -165,7 +165,6 @@ pub const SMALL: &[Configuration] = &[
         branches: &[YesOrNo, ReadOnlyOrYes],
         lives: 2,
         coordinator_crashes: 1,
-        participant_crashes: 1,
         ..CALM
     },
     Configuration {
@@ -186,11 +185,21 @@ pub const SMALL: &[Configuration] = &[
 ];
 
 /// Those that take longer.
-pub const LARGE: &[Configuration] = &[Configuration {
-    name: "three branches, all crash",
-    branches: &[YesOrNo, YesOrNo, YesOrNo],
-    lives: 2,
-    coordinator_crashes: 1,
-    participant_crashes: 1,
-    ..CALM
-}];
+pub const LARGE: &[Configuration] = &[
+    Configuration {
+        name: "one read-only, all crash",
+        branches: &[YesOrNo, ReadOnlyOrYes],
+        lives: 2,
+        coordinator_crashes: 1,
+        participant_crashes: 1,
+        ..CALM
+    },
+    Configuration {
+        name: "three branches, all crash",
+        branches: &[YesOrNo, YesOrNo, YesOrNo],
+        lives: 2,
+        coordinator_crashes: 1,
+        participant_crashes: 1,
+        ..CALM
+    },
+];

@@ -409,8 +409,18 @@ impl State {
         (p.role, p.waiting, p.held, p.sessions_begun).hash(&mut hasher);
         (p.requests, p.calls, p.replies, p.informs).hash(&mut hasher);
         (p.enlists, p.enlisted, p.marks).hash(&mut hasher);
-        let said = [p.said_yes, p.said_no, p.said_read_only, p.said_committed];
-        (said, p.pruned, p.betrayed, p.done).hash(&mut hasher);
+        let remembered = [
+            p.said_yes,
+            p.said_no,
+            p.said_read_only,
+            p.said_committed,
+            p.pruned,
+            p.betrayed,
+            p.done,
+        ];
+        // Each is about a few transactions or sessions.
+        let remembered = remembered.iter().fold(0, |all, bits| all << 16 | bits.0);
+        remembered.hash(&mut hasher);
         let machines = self.lives.iter().flatten().flat_map(|life| &life.machines);
         for machine in machines.flatten() {
             machine.hash_branch(name, &mut hasher);
@@ -433,8 +443,26 @@ impl State {
 }
 
 fn hash_row(row: &Row, hasher: &mut impl Hasher) {
-    row.state.as_ref().map(mem::discriminant).hash(hasher);
-    (row.reserved, row.key, row.applied, row.worked_in).hash(hasher);
+    let state: u32 = match &row.state {
+        None => 0,
+        Some(branch::State::Prepared { .. }) => 1,
+        Some(branch::State::Committed { .. }) => 2,
+        Some(branch::State::Refused { .. }) => 3,
+        Some(branch::State::Aborted) => 4,
+        Some(branch::State::Tombstone) => 5,
+        // Never stored.
+        Some(
+            branch::State::Absent
+            | branch::State::Active { .. }
+            | branch::State::Working { .. }
+            | branch::State::Applying { .. }
+            | branch::State::Undoing
+            | branch::State::Pruned { .. },
+        ) => 6,
+    };
+    let work = u32::from(row.reserved) | u32::from(row.key) << 1;
+    let done = u32::from(row.applied) << 8 | u32::from(row.worked_in) << 16;
+    (state << 24 | done | work).hash(hasher);
 }
 
 fn hash_decision(decision: &Decision, hasher: &mut impl Hasher) {
