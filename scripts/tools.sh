@@ -55,9 +55,9 @@ fi
 
 [ "${1:-}" = postgres ] && exit 0
 
-# A test types what the pages tell a reader to type; another one makes certificates.
+# A test types what the pages tell a reader to type; another one makes certificates; mutants are patches.
 updated=
-for wanted in curl:curl psql:postgresql-client sqlite3:sqlite3 openssl:openssl; do
+for wanted in curl:curl psql:postgresql-client sqlite3:sqlite3 openssl:openssl patch:patch; do
     program=${wanted%:*} package=${wanted#*:}
     have "$program" && continue
     if may_install; then
@@ -69,6 +69,23 @@ for wanted in curl:curl psql:postgresql-client sqlite3:sqlite3 openssl:openssl; 
             "elsewhere install the package that has it"
     fi
 done
+
+# The participant in Python is checked with the first of these that has what it needs.
+has_psycopg() {
+    for python in python3 /usr/bin/python3; do
+        "$python" -c 'import sys, psycopg; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && return 0
+    done
+    return 1
+}
+
+if ! has_psycopg; then
+    if may_install; then
+        [ -n "$updated" ] || as_root apt-get update
+        install_package python3-psycopg
+    fi
+    has_psycopg || fail "Python 3.10 or newer with psycopg 3 is missing, which a test runs. Debian, Ubuntu:" \
+        "apt-get install python3-psycopg; elsewhere pip install 'psycopg[binary]'"
+fi
 
 if ! cargo nextest --version >/dev/null 2>&1; then
     if [ "${CI:-}" = true ]; then

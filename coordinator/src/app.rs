@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor as _, Addr, Arbiter};
 use actix_web::{App as WebApp, HttpServer, dev::ServerHandle, middleware::from_fn, web::Data};
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -21,6 +20,7 @@ use tracing::{info, warn};
 pub use self::opening::open_existing_log;
 use crate::{
     actors::{
+        Address, Engine,
         recovery::Recovered,
         registry::{
             Bounds, Condition, Drain, Given, Recover, Registry, participants::register_stored,
@@ -45,12 +45,12 @@ pub struct App {
     listen: SocketAddr,
     admin_listen: SocketAddr,
     grace: Duration,
-    registry: Addr<Registry>,
+    registry: Address<Registry>,
     condition: watch::Receiver<Condition>,
     servers: Vec<actix_web::dev::Server>,
     signals: Signals,
     // The engine's thread and the calls' runtime live as long as the app.
-    _engine: Arbiter,
+    _engine: Engine,
     _calls: Calls,
 }
 
@@ -155,8 +155,7 @@ impl App {
             tell_condition,
             Arc::clone(&metrics),
         );
-        let engine = Arbiter::new();
-        let registry = Registry::start_in_arbiter(&engine.handle(), |_| registry);
+        let (engine, registry) = Engine::start(registry);
         registry
             .send(Recover(unfinished))
             .await
@@ -285,7 +284,7 @@ fn connections_max() -> usize {
 fn serve(
     listener: TcpListener,
     admin_listener: TcpListener,
-    registry: &Addr<Registry>,
+    registry: &Address<Registry>,
     condition: &watch::Receiver<Condition>,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Vec<actix_web::dev::Server>> {

@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -35,7 +35,7 @@ impl Lean {
         })
     }
 
-    /// `POST path` with this JSON and these headers; the status and the whole body of the answer.
+    /// `POST path` with this JSON and these headers; the answer with its whole body.
     ///
     /// # Errors
     /// When the connection breaks before the answer is complete. It is of no use then.
@@ -44,7 +44,7 @@ impl Lean {
         path: &str,
         headers: &[(&str, &str)],
         json: Bytes,
-    ) -> anyhow::Result<(StatusCode, Bytes)> {
+    ) -> anyhow::Result<Response<Bytes>> {
         let mut request = Request::post(path)
             .header("host", self.address.to_string())
             .header("content-type", "application/json");
@@ -56,9 +56,9 @@ impl Lean {
         self.sender.ready().await.with_context(broken)?;
         let answer = self.sender.send_request(request).await;
         let answer = answer.with_context(broken)?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await.with_context(broken)?;
-        Ok((status, body.to_bytes()))
+        let (head, body) = answer.into_parts();
+        let body = body.collect().await.with_context(broken)?;
+        Ok(Response::from_parts(head, body.to_bytes()))
     }
 }
 

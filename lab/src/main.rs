@@ -16,14 +16,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(Box<cli::check::Arguments>),
     Demo(cli::demo::Arguments),
+    Power(cli::power::Arguments),
+    Recovery(cli::recovery::Arguments),
     WithClusters(cli::with_clusters::Arguments),
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Check(arguments) => cli::check::run(*arguments).await,
         Command::Demo(arguments) => cli::demo::run(arguments).await,
+        Command::Power(arguments) => cli::power::run(arguments).await,
+        Command::Recovery(arguments) => cli::recovery::run(arguments).await,
         Command::WithClusters(arguments) => cli::with_clusters::run(arguments).await,
     }
 }

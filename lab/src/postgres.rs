@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 
+use crate::server::without_password;
 use crate::spawn::DeathSignal;
 use crate::wait::until;
 use crate::{Process, Program, ports, scratch};
@@ -180,6 +181,7 @@ pub struct Options {
     name: String,
     template: Option<PathBuf>,
     settings: Vec<(String, String)>,
+    directory: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -190,6 +192,7 @@ impl Default for Options {
             name: "postgres".to_owned(),
             template: std::env::var_os(TEMPLATE_VARIABLE).map(PathBuf::from),
             settings: Vec::new(),
+            directory: None,
         }
         .setting("max_connections", "300")
         .setting("max_prepared_transactions", "100")
@@ -206,10 +209,22 @@ impl Options {
         self
     }
 
+    /// Whether there is a data directory to copy.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
     /// The data directory to copy; without one, `initdb` is run.
     #[must_use]
     pub fn template(mut self, template: &Template) -> Self {
         self.template = Some(template.path());
+        self
+    }
+
+    /// Where its data directory is made, instead of among what is temporary.
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
         self
     }
 
@@ -256,7 +271,10 @@ impl Cluster {
     /// Makes a data directory, starts a server on a free port, and waits until it answers.
     pub async fn start(options: &Options) -> anyhow::Result<Self> {
         let installation = Installation::find()?;
-        let directory = scratch::directory(&options.name)?;
+        let directory = match &options.directory {
+            Some(root) => scratch::directory_in(root, &options.name)?,
+            None => scratch::directory(&options.name)?,
+        };
         let data = directory.path().join("data");
         match &options.template {
             Some(template) => copy(template, &data).await?,
@@ -334,6 +352,11 @@ impl Cluster {
     /// Creates a database with a name of its own that begins with `prefix`; its URL.
     pub async fn create_database(&self, prefix: &str) -> anyhow::Result<String> {
         create_database(&self.admin_url(), prefix).await
+    }
+
+    /// Leaves its data where it is when it is dropped.
+    pub(crate) fn keep(&mut self) {
+        self.directory.disable_cleanup(true);
     }
 
     /// The server's log, of all its lives.
@@ -504,7 +527,7 @@ pub(crate) async fn create_database(admin_url: &str, prefix: &str) -> anyhow::Re
 pub async fn connect(url: &str) -> anyhow::Result<Client> {
     let (client, connection) = tokio_postgres::connect(url, NoTls)
         .await
-        .with_context(|| format!("cannot connect to {url}"))?;
+        .with_context(|| format!("cannot connect to {}", without_password(url)))?;
     // An error of the connection is seen by whoever uses the client.
     tokio::spawn(connection);
     Ok(client)

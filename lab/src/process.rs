@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -115,6 +115,7 @@ impl Program {
             status: None,
             output,
             life_begins: 0,
+            is_paused: false,
         })
     }
 
@@ -188,6 +189,7 @@ pub struct Process {
     output: NamedTempFile,
     /// Where in the output the present life begins.
     life_begins: u64,
+    is_paused: bool,
 }
 
 impl Process {
@@ -268,6 +270,7 @@ impl Process {
     pub fn pause(&mut self) {
         if self.is_running() {
             tree::pause(self.pid());
+            self.is_paused = true;
         }
     }
 
@@ -275,7 +278,13 @@ impl Process {
     pub fn resume(&mut self) {
         if self.is_running() {
             tree::resume(self.pid());
+            self.is_paused = false;
         }
+    }
+
+    /// True from a [pause](Self::pause) until it goes on or has ended.
+    pub fn is_paused(&mut self) -> bool {
+        self.is_paused && self.is_running()
     }
 
     /// Kills it if it runs and starts it again as it was started before.
@@ -288,6 +297,7 @@ impl Process {
             .len();
         self.child = self.program.spawn_into(file)?;
         self.status = None;
+        self.is_paused = false;
         Ok(())
     }
 
@@ -323,6 +333,12 @@ impl Process {
     /// What it has printed since it was started or restarted.
     pub fn output_of_this_life(&self) -> anyhow::Result<String> {
         self.output_since(self.life_begins)
+    }
+
+    /// Leaves the file with its output when it is dropped; where that is.
+    pub(crate) fn keep_output(&mut self) -> &Path {
+        self.output.disable_cleanup(true);
+        self.output.path()
     }
 
     fn output_since(&self, position: u64) -> anyhow::Result<String> {

@@ -2,7 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tempfile::{Builder, NamedTempFile, TempDir};
@@ -20,10 +20,14 @@ fn root() -> PathBuf {
 /// A new directory that is removed when dropped. Other users may pass through it, for Postgres runs
 /// as another one when we are root.
 pub fn directory(prefix: &str) -> anyhow::Result<TempDir> {
-    let root = root();
+    directory_in(&root(), prefix)
+}
+
+/// As [`directory`], there.
+pub(crate) fn directory_in(root: &Path, prefix: &str) -> anyhow::Result<TempDir> {
     let directory = Builder::new()
         .prefix(&format!("unanimous-{prefix}-"))
-        .tempdir_in(&root)
+        .tempdir_in(root)
         .with_context(|| format!("cannot make a directory in {}", root.display()))?;
     std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755))
         .with_context(|| format!("cannot open {} to others", directory.path().display()))?;

@@ -1,5 +1,7 @@
 //! What tests take from the two clusters that `unanimous-lab with-clusters` started for the whole
-//! run.
+//! run, and from the machine.
+
+use std::process::{Command, Stdio};
 
 use anyhow::Context;
 
@@ -23,4 +25,20 @@ pub async fn fresh_database(n: usize) -> anyhow::Result<String> {
         )
     })?;
     postgres::create_database(&url, "test").await
+}
+
+/// A Python that can run the participant in `examples/python`.
+pub fn python() -> anyhow::Result<&'static str> {
+    // The first may be a developer's own; Debian's packages are for the second.
+    let pythons = ["python3", "/usr/bin/python3"];
+    let found = pythons.into_iter().find(|python| {
+        let mut import = Command::new(python);
+        import.args([
+            "-c",
+            "import sys, psycopg; sys.exit(sys.version_info < (3, 10))",
+        ]);
+        let imported = import.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        imported.is_ok_and(|status| status.success())
+    });
+    found.context("no Python 3.10 or newer with psycopg 3; on Debian or Ubuntu install the package python3-psycopg")
 }

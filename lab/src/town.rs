@@ -1,23 +1,26 @@
-//! All our programs at work, with nothing shared and nothing faked: two private Postgres clusters,
-//! the banks `east` and `west` on them, and one coordinator with its decision log in a file.
+//! All our programs at work, with nothing shared and nothing faked: the banks `east` and `west`, each on a Postgres
+//! server of its own, and one coordinator with its decision log.
 //!
 //! Everything listens on free ports of 127.0.0.1, dies with this process, and is gone with the
 //! [`Town`].
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use tokio::try_join;
-use unanimous_protocol::id::TransactionId;
 use unanimous_protocol::wire::{BranchList, BranchStateAnswer};
 
-use crate::gate::Gate;
+use crate::fault::{Fault, Victim};
+use crate::server::without_password;
 use crate::transfer::{Account, Api, Side};
-use crate::{Cluster, Options, Process, Program, Template, ports, scratch};
+pub use crate::vault::Servers;
+use crate::vault::Vault;
+use crate::{Process, Program, ports, scratch};
 
 /// A program under test may have to wait for the disk, and for others on the same machine.
 const READINESS: Duration = Duration::from_secs(30);
@@ -61,6 +64,16 @@ impl Programs {
     }
 }
 
+/// Where the coordinator's decision log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogKind {
+    /// A file.
+    #[default]
+    Sqlite,
+    /// A database on the bank east's server.
+    Postgres,
+}
+
 /// What to set up.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -70,37 +83,10 @@ pub struct Plan {
     pub accounts: i64,
     /// What each of them holds at first.
     pub balance: i64,
-    /// Whether there are [gates](Gate) on the roads between coordinator and banks. A benchmark has
-    /// none: they cost time.
-    pub gates: bool,
-}
-
-/// The gates on all roads between the coordinator and the banks.
-#[derive(Debug)]
-pub struct Gates {
-    /// On the coordinator's way to the bank east.
-    pub to_east: Gate,
-    /// On the coordinator's way to the bank west.
-    pub to_west: Gate,
-    /// On the way of the banks to the coordinator.
-    pub to_coordinator: Gate,
-}
-
-impl Gates {
-    /// No bank hears of a decision to commit from now on: commits are held on their way, and so is
-    /// what the banks ask about branches in doubt. All else passes.
-    pub fn hold_decisions(&self) {
-        self.to_coordinator.close_for("/outcome");
-        self.to_east.close_for("/v1/commit");
-        self.to_west.close_for("/v1/commit");
-    }
-
-    /// Opens them all; what is held is lost.
-    pub fn open(&self) {
-        for gate in [&self.to_coordinator, &self.to_east, &self.to_west] {
-            gate.open();
-        }
-    }
+    /// Where decisions are kept.
+    pub log: LogKind,
+    /// Where databases are.
+    pub servers: Servers,
 }
 
 /// The programs, running.
@@ -113,8 +99,6 @@ pub struct Town {
     pub east: Bank,
     /// The bank west.
     pub west: Bank,
-    /// Where the plan has them.
-    pub gates: Option<Gates>,
     http: reqwest::Client,
 }
 
@@ -122,19 +106,17 @@ impl Town {
     /// Starts all of it, and returns when all of it answers.
     pub async fn start(plan: &Plan) -> anyhow::Result<Self> {
         plan.programs.check()?;
-        let (east, west) = {
-            let template = Template::create().await?;
-            try_join!(
-                Vault::open(plan, Side::East, &template),
-                Vault::open(plan, Side::West, &template),
-            )?
-        };
+        let (mut east, west) = Vault::open_both(plan).await?;
         let directory = scratch::directory("log")?;
+        let log = match plan.log {
+            LogKind::Sqlite => format!("sqlite:{}", file_in(directory.path()).display()),
+            LogKind::Postgres => east.add_log().await?,
+        };
         let http = http_client()?;
         let mut tried = 0;
         let serving = loop {
             tried += 1;
-            match Serving::start(plan, &east, &west, directory.path()).await {
+            match Serving::start(plan, &east, &west, &log).await {
                 Err(error) if tried < PORTS_TRIED && port_was_taken(&error) => {}
                 started => break started?,
             }
@@ -151,11 +133,11 @@ impl Town {
             coordinator: Coordinator {
                 process,
                 url,
+                log_url: log,
                 directory,
             },
             east: bank(Side::East, serving.east, east),
             west: bank(Side::West, serving.west, west),
-            gates: serving.gates,
             http,
         })
     }
@@ -168,9 +150,85 @@ impl Town {
         }
     }
 
+    fn process(&mut self, victim: Victim) -> &mut Process {
+        match victim {
+            Victim::Coordinator => &mut self.coordinator.process,
+            Victim::Bank(Side::East) => &mut self.east.process,
+            Victim::Bank(Side::West) => &mut self.west.process,
+        }
+    }
+
+    /// Does this to it. Returns once it is done: after a restart, once it is ready.
+    pub async fn inflict(&mut self, fault: Fault, victim: Victim) -> anyhow::Result<()> {
+        let process = self.process(victim);
+        match fault {
+            Fault::Kill => process.kill(),
+            Fault::Stop => {
+                let status = process.terminate().await?;
+                ensure!(status.success(), "{victim}, told to stop: {status}");
+            }
+            Fault::Pause => process.pause(),
+            Fault::Restart if process.is_paused() => process.resume(),
+            Fault::Restart => restart(process).await?,
+        }
+        Ok(())
+    }
+
+    /// What the victim was started with.
+    pub fn program(&mut self, victim: Victim) -> &Program {
+        self.process(victim).program()
+    }
+
+    /// Kills the victim, and starts it with other arguments or another environment. Returns once it is ready, or has ended
+    /// by itself before.
+    pub async fn restart_as(&mut self, victim: Victim, program: &Program) -> anyhow::Result<()> {
+        let process = self.process(victim);
+        process.restart_as(program.clone())?;
+        match process.wait_for_line("ready", READINESS).await {
+            Err(_) if !process.is_running() => Ok(()),
+            ready => ready.map(drop),
+        }
+    }
+
+    /// Whether it is dead.
+    pub fn has_ended(&mut self, victim: Victim) -> bool {
+        !self.process(victim).is_running()
+    }
+
+    /// Waits until the victim has ended by itself.
+    pub async fn ended(
+        &mut self,
+        victim: Victim,
+        patience: Duration,
+    ) -> anyhow::Result<ExitStatus> {
+        self.process(victim).wait_exit(patience).await
+    }
+
+    /// The victim's process id; after a restart it has another one.
+    pub fn process_id(&self, victim: Victim) -> u32 {
+        match victim {
+            Victim::Coordinator => self.coordinator.process.id(),
+            Victim::Bank(side) => self.bank(side).process.id(),
+        }
+    }
+
     /// A client of the coordinator.
     pub fn api(&self) -> Api {
         Api::new(self.http.clone(), self.coordinator.url.clone())
+    }
+
+    /// Where an audit looks.
+    pub fn site(&self) -> Site {
+        let at = |bank: &Bank| BankAt {
+            side: bank.side,
+            url: bank.url.clone(),
+            database_url: bank.vault.database_url(),
+        };
+        Site {
+            http: self.http.clone(),
+            coordinator: self.coordinator.url.clone(),
+            banks: [at(&self.east), at(&self.west)],
+        }
     }
 
     /// What an account holds, as its bank tells everybody.
@@ -180,7 +238,8 @@ impl Town {
             balance: i64,
         }
         let path = format!("/accounts/{}", account.number);
-        let told: Told = self.bank(account.side).get(&path).await?;
+        let bank = self.bank(account.side);
+        let told: Told = get(&bank.http, &bank.url, &path).await?;
         Ok(told.balance)
     }
 
@@ -194,6 +253,28 @@ impl Town {
         .map(Process::shown_output)
         .join("\n")
     }
+
+    /// Leaves all data and all that was printed where it is when the town is dropped; where that is.
+    pub fn keep(&mut self) -> Vec<String> {
+        let mut kept = Vec::new();
+        self.coordinator.directory.disable_cleanup(true);
+        // A log in Postgres stays with its server's data.
+        if self.coordinator.log_url.starts_with("sqlite:") {
+            kept.push(self.coordinator.log());
+        }
+        for bank in [&mut self.east, &mut self.west] {
+            kept.extend(bank.vault.keep());
+        }
+        for victim in [
+            Victim::Coordinator,
+            Victim::Bank(Side::East),
+            Victim::Bank(Side::West),
+        ] {
+            let output = self.process(victim).keep_output();
+            kept.push(output.display().to_string());
+        }
+        kept
+    }
 }
 
 /// The coordinator's process and its log.
@@ -201,6 +282,7 @@ impl Town {
 pub struct Coordinator {
     process: Process,
     url: String,
+    log_url: String,
     directory: TempDir,
 }
 
@@ -210,24 +292,17 @@ impl Coordinator {
         &self.url
     }
 
-    /// Its decision log.
-    pub fn log(&self) -> PathBuf {
-        log_in(self.directory.path())
+    /// Where its log is, as it was given to it: it may hold a password.
+    pub fn log_url(&self) -> &str {
+        &self.log_url
     }
 
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// SIGKILL. Returns when it is gone.
-    pub fn kill(&mut self) {
-        self.process.kill();
-    }
-
-    /// Starts it again on the same log and the same port; one that runs is killed first.
-    pub async fn restart(&mut self) -> anyhow::Result<()> {
-        restart(&mut self.process).await
+    /// What a reader is told about where its log is.
+    pub fn log(&self) -> String {
+        match self.log_url.strip_prefix("sqlite:") {
+            Some(path) => path.to_owned(),
+            None => without_password(&self.log_url),
+        }
     }
 }
 
@@ -241,6 +316,39 @@ pub struct Bank {
     vault: Vault,
 }
 
+impl Bank {
+    /// Its address, `http://…`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What a reader is told about where its database is.
+    pub fn database(&self) -> String {
+        self.vault.described()
+    }
+}
+
+/// Where the programs are that an audit asks, and the databases that it reads.
+#[derive(Clone, Debug)]
+pub struct Site {
+    http: reqwest::Client,
+    /// A coordinator's address, `http://…`.
+    pub coordinator: String,
+    /// East first.
+    pub banks: [BankAt; 2],
+}
+
+/// Where one bank is.
+#[derive(Clone, Debug)]
+pub struct BankAt {
+    /// Which one.
+    pub side: Side,
+    /// Its address, `http://…`.
+    pub url: String,
+    /// Its database.
+    pub database_url: String,
+}
+
 /// What a bank tells of all its accounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 pub struct Total {
@@ -250,54 +358,42 @@ pub struct Total {
     pub balance: i64,
 }
 
-impl Bank {
-    /// Which one it is.
-    pub fn side(&self) -> Side {
-        self.side
+impl Site {
+    /// Of programs that somebody else started.
+    pub fn new(coordinator: &str, banks: [BankAt; 2]) -> anyhow::Result<Self> {
+        Ok(Self {
+            http: http_client()?,
+            coordinator: coordinator.to_owned(),
+            banks,
+        })
     }
 
-    /// Its address, `http://…`.
-    pub fn url(&self) -> &str {
-        &self.url
+    /// A client of the coordinator.
+    pub fn api(&self) -> Api {
+        Api::new(self.http.clone(), self.coordinator.clone())
     }
 
-    /// The URL of its database.
-    pub fn database_url(&self) -> &str {
-        &self.vault.database_url
+    /// The coordinator's address, for clients of other kinds.
+    pub fn address(&self) -> anyhow::Result<SocketAddr> {
+        let url = &self.coordinator;
+        let address = url.strip_prefix("http://").context("no http:// in a URL")?;
+        address
+            .parse()
+            .with_context(|| format!("no address: {url}"))
     }
 
-    /// Its database server.
-    pub fn cluster(&mut self) -> &mut Cluster {
-        &mut self.vault.cluster
+    /// `GET /total` of a bank.
+    pub async fn total(&self, bank: &BankAt) -> anyhow::Result<Total> {
+        get(&self.http, &bank.url, "/total").await
     }
 
-    /// The port of its database server.
-    pub fn database_port(&self) -> u16 {
-        self.vault.cluster.port()
-    }
-
-    /// Its process, to do harm to.
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.process
-    }
-
-    /// Starts it again on the same port; one that runs is killed first.
-    pub async fn restart(&mut self) -> anyhow::Result<()> {
-        restart(&mut self.process).await
-    }
-
-    /// `GET /total`
-    pub async fn total(&self) -> anyhow::Result<Total> {
-        self.get("/total").await
-    }
-
-    /// The branches that voted yes and know no outcome.
-    pub async fn in_doubt(&self) -> anyhow::Result<Vec<BranchStateAnswer>> {
+    /// The branches that voted yes and know no outcome, as the bank's participant lists them.
+    pub async fn in_doubt(&self, bank: &BankAt) -> anyhow::Result<Vec<BranchStateAnswer>> {
         let mut branches = Vec::new();
         let mut after = String::new();
         loop {
             let path = format!("/unanimous/v1/branches?state=prepared&limit=1000{after}");
-            let page: BranchList = self.get(&path).await?;
+            let page: BranchList = get(&self.http, &bank.url, &path).await?;
             branches.extend(page.branches);
             match page.next {
                 Some(next) => after = format!("&after={next}"),
@@ -305,52 +401,21 @@ impl Bank {
             }
         }
     }
-
-    /// Where one branch stands.
-    pub async fn branch(&self, id: TransactionId) -> anyhow::Result<BranchStateAnswer> {
-        self.get(&format!("/unanimous/v1/branches/{id}")).await
-    }
-
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let what = || format!("GET {path} of the bank {}", self.side);
-        let url = format!("{}{path}", self.url);
-        let answered = self.http.get(url).timeout(ANSWER).send().await;
-        let answered = answered.with_context(what)?;
-        let status = answered.status();
-        let body = answered.text().await.with_context(what)?;
-        ensure!(status.is_success(), "{}: {status}, {body}", what());
-        serde_json::from_str(&body).with_context(|| format!("{}: {body}", what()))
-    }
 }
 
-/// A cluster with a bank's database, filled.
-#[derive(Debug)]
-struct Vault {
-    cluster: Cluster,
-    database_url: String,
-}
-
-impl Vault {
-    async fn open(plan: &Plan, side: Side, template: &Template) -> anyhow::Result<Self> {
-        let options = Options::default().template(template);
-        let cluster = Cluster::start(&options.name(format!("postgres-{side}"))).await?;
-        let database_url = cluster.create_database(side.name()).await?;
-        let mut init = Program::new(format!("bank-init-{side}"), &plan.programs.bank)
-            .args(["init", "--database-url", &database_url])
-            .args(["--accounts", &plan.accounts.to_string()])
-            .args(["--balance", &plan.balance.to_string()])
-            .start()?;
-        let status = init.wait_exit(READINESS).await?;
-        ensure!(
-            status.success(),
-            "the bank {side} could not be filled: {status}\n{}",
-            init.shown_output()
-        );
-        Ok(Self {
-            cluster,
-            database_url,
-        })
-    }
+/// GET at one of our programs; it answers 200 and JSON, or this fails.
+pub(crate) async fn get<T: DeserializeOwned>(
+    http: &reqwest::Client,
+    base: &str,
+    path: &str,
+) -> anyhow::Result<T> {
+    let what = || format!("GET {base}{path}");
+    let answered = http.get(format!("{base}{path}")).timeout(ANSWER).send();
+    let answered = answered.await.with_context(what)?;
+    let status = answered.status();
+    let body = answered.text().await.with_context(what)?;
+    ensure!(status.is_success(), "{}: {status}, {body}", what());
+    serde_json::from_str(&body).with_context(|| format!("{}: {body}", what()))
 }
 
 /// The three processes, each with its URL.
@@ -358,49 +423,29 @@ struct Serving {
     coordinator: (Process, String),
     east: (Process, String),
     west: (Process, String),
-    gates: Option<Gates>,
 }
 
 impl Serving {
     /// One attempt: each has to know the other's port before that one runs, and somebody else may
     /// take it.
-    async fn start(
-        plan: &Plan,
-        east: &Vault,
-        west: &Vault,
-        directory: &Path,
-    ) -> anyhow::Result<Self> {
+    async fn start(plan: &Plan, east: &Vault, west: &Vault, log: &str) -> anyhow::Result<Self> {
         let [at_coordinator, at_east, at_west] =
             [free_address()?, free_address()?, free_address()?];
-        let gates = if plan.gates {
-            Some(Gates {
-                to_east: Gate::in_front_of(at_east).await?,
-                to_west: Gate::in_front_of(at_west).await?,
-                to_coordinator: Gate::in_front_of(at_coordinator).await?,
-            })
-        } else {
-            None
-        };
-        let [to_coordinator, to_east, to_west] = match &gates {
-            Some(gates) => {
-                [&gates.to_coordinator, &gates.to_east, &gates.to_west].map(Gate::address)
-            }
-            None => [at_coordinator, at_east, at_west],
-        };
+        // URLs may hold passwords, and everybody can read a command line.
         let bank = |side: Side, vault: &Vault, listen: SocketAddr| {
-            Program::new(side.name(), &plan.programs.bank)
+            Program::new(format!("bank-{side}"), &plan.programs.bank)
                 .args(["serve", "--name", side.name()])
-                .args(["--database-url", &vault.database_url])
                 .args(["--listen", &listen.to_string()])
-                .args(["--coordinator", &format!("http://{to_coordinator}")])
+                .args(["--coordinator", &format!("http://{at_coordinator}")])
+                .env("BANK_DATABASE_URL", vault.database_url())
         };
         let coordinator = Program::new("coordinator", &plan.programs.unanimous)
             .arg("serve")
-            .args(["--log", &format!("sqlite:{}", log_in(directory).display())])
             .args(["--listen", &at_coordinator.to_string()])
             .args(["--admin-listen", "127.0.0.1:0"])
-            .args(["--participant", &format!("east=http://{to_east}/unanimous")])
-            .args(["--participant", &format!("west=http://{to_west}/unanimous")]);
+            .args(["--participant", &format!("east=http://{at_east}/unanimous")])
+            .args(["--participant", &format!("west=http://{at_west}/unanimous")])
+            .env("UNANIMOUS_LOG", log);
         let (east, west) = try_join!(
             start(bank(Side::East, east, at_east)),
             start(bank(Side::West, west, at_west)),
@@ -411,12 +456,11 @@ impl Serving {
             coordinator,
             east,
             west,
-            gates,
         })
     }
 }
 
-fn log_in(directory: &Path) -> PathBuf {
+fn file_in(directory: &Path) -> PathBuf {
     directory.join("decisions.sqlite")
 }
 
@@ -450,7 +494,7 @@ fn port_was_taken(error: &anyhow::Error) -> bool {
 }
 
 /// No proxy and no redirect: the lab talks to its own programs and to nobody else.
-fn http_client() -> anyhow::Result<reqwest::Client> {
+pub(crate) fn http_client() -> anyhow::Result<reqwest::Client> {
     // An error says that there is a provider already, and that is all that is wanted.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()

@@ -5,10 +5,13 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use reqwest::Response;
-use unanimous_protocol::id::{ParticipantName, TransactionId};
+use unanimous_protocol::id::ParticipantName;
 use unanimous_protocol::operations::Operations;
-use unanimous_protocol::wire::{BeginRequest, NamedBranch, Problem, TransactionView, Wait};
+use unanimous_protocol::wire::{
+    BeginRequest, NamedBranch, Problem, TransactionList, TransactionView, Wait,
+};
+
+use crate::town::{get, http_client};
 
 /// Longer than the coordinator ever holds an answer.
 const ANSWER: Duration = Duration::from_secs(90);
@@ -68,7 +71,8 @@ pub struct Transfer {
     pub from: Account,
     /// Where it is put.
     pub to: Account,
-    /// How much, in the smallest unit there is.
+    /// How much, in the smallest unit there is. Zero only looks at both accounts: a transaction whose branches all vote
+    /// read-only.
     pub amount: i64,
 }
 
@@ -84,6 +88,16 @@ impl Transfer {
         [(self.from, -self.amount), (self.to, self.amount)]
     }
 
+    /// The operation that makes a change, as JSON.
+    fn operation(account: Account, change: i64) -> String {
+        let (account, amount) = (account.number, change.abs());
+        match change {
+            0 => format!(r#"{{"kind": "check", "account": {account}, "at_least": 1}}"#),
+            ..0 => format!(r#"{{"kind": "debit", "account": {account}, "amount": {amount}}}"#),
+            1.. => format!(r#"{{"kind": "credit", "account": {account}, "amount": {amount}}}"#),
+        }
+    }
+
     /// The request that runs it at once.
     pub fn request(&self, wait: Wait) -> anyhow::Result<BeginRequest> {
         let mut branches = Vec::new();
@@ -93,11 +107,7 @@ impl Transfer {
                 .changes()
                 .into_iter()
                 .filter(|(account, _)| account.side == side)
-                .map(|(account, change)| {
-                    let kind = if change < 0 { "debit" } else { "credit" };
-                    let (account, amount) = (account.number, change.abs());
-                    format!(r#"{{"kind": "{kind}", "account": {account}, "amount": {amount}}}"#)
-                })
+                .map(|(account, change)| Self::operation(account, change))
                 .collect();
             if !operations.is_empty() {
                 branches.push(NamedBranch {
@@ -136,6 +146,11 @@ impl Api {
         Self { http, coordinator }
     }
 
+    /// Of a coordinator that somebody else started.
+    pub fn at(coordinator: &str) -> anyhow::Result<Self> {
+        Ok(Self::new(http_client()?, coordinator.to_owned()))
+    }
+
     /// The coordinator's address, `http://…`.
     pub fn url(&self) -> &str {
         &self.coordinator
@@ -147,35 +162,35 @@ impl Api {
         let url = format!("{}/v1/transactions", self.coordinator);
         let sent = self.http.post(url).header("Idempotency-Key", key);
         let answered = sent.json(request).timeout(ANSWER).send().await;
-        read_answer(answered.context("no answer to POST /v1/transactions")?).await
+        let answered = answered.context("no answer to POST /v1/transactions")?;
+        let status = answered.status().as_u16();
+        let body = answered.text().await.context("an answer without end")?;
+        read_answer(status, &body)
     }
 
-    /// Looks at a transaction once it stands as `wait` says, or after 10 s.
-    pub async fn transaction(
-        &self,
-        id: TransactionId,
-        wait: Wait,
-    ) -> anyhow::Result<TransactionView> {
-        let wait = match wait {
-            Wait::Decided => "?wait=decided&wait_ms=10000",
-            Wait::Applied => "?wait=applied&wait_ms=10000",
-            Wait::None => "",
-        };
-        let url = format!("{}/v1/transactions/{id}{wait}", self.coordinator);
-        let answered = self.http.get(&url).timeout(ANSWER).send().await;
-        let answered = answered.with_context(|| format!("no answer to GET {url}"))?;
-        Ok(read_answer(answered).await?.transaction)
+    /// All transactions that the coordinator lists for this query, in as many pages as there are.
+    pub async fn list(&self, query: &str) -> anyhow::Result<Vec<TransactionView>> {
+        let mut all = Vec::new();
+        let mut after = String::new();
+        loop {
+            let path = format!("/v1/transactions?limit=1000{query}{after}");
+            let page: TransactionList = get(&self.http, &self.coordinator, &path).await?;
+            all.extend(page.transactions);
+            match page.next {
+                Some(next) => after = format!("&after={next}"),
+                None => return Ok(all),
+            }
+        }
     }
 }
 
-async fn read_answer(response: Response) -> anyhow::Result<Answer> {
-    let status = response.status().as_u16();
-    let body = response.text().await.context("an answer without end")?;
+/// What a 200, 202 or 409 says.
+pub(crate) fn read_answer(status: u16, body: &str) -> anyhow::Result<Answer> {
     let unexpected = || format!("the coordinator answered {status}: {body}");
     let transaction = match status {
-        200..=202 => serde_json::from_str(&body).with_context(unexpected)?,
+        200..=202 => serde_json::from_str(body).with_context(unexpected)?,
         409 => {
-            let mut problem: Problem = serde_json::from_str(&body).with_context(unexpected)?;
+            let mut problem: Problem = serde_json::from_str(body).with_context(unexpected)?;
             let aborted = problem.members.remove("transaction");
             serde_json::from_value(aborted.with_context(unexpected)?).with_context(unexpected)?
         }

@@ -139,6 +139,14 @@ pub fn kill_all_descendants() {
     }
 }
 
+/// The living processes that descend from the one with this id, whoever started it.
+pub fn descendants_of(id: u32) -> Vec<u32> {
+    let found = i32::try_from(id).map(|id| descendants(Pid::from_raw(id)));
+    let ids = found.unwrap_or_default().into_iter();
+    ids.filter_map(|pid| u32::try_from(pid.as_raw()).ok())
+        .collect()
+}
+
 /// True while a process with this id has not ended, whoever started it.
 pub fn is_alive(id: u32) -> bool {
     i32::try_from(id).is_ok_and(|id| life(Pid::from_raw(id)) != Life::Gone)

@@ -16,6 +16,13 @@ fn counter() -> Program {
     shell("n=0; while :; do n=$((n+1)); echo n=$n; sleep 0.01; done")
 }
 
+/// One letter, as the kernel tells it: `T` is stopped.
+fn state(process: u32) -> anyhow::Result<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, after_name) = stat.rsplit_once(") ").context("no name in it")?;
+    Ok(after_name.chars().take(1).collect())
+}
+
 fn counted(process: &Process) -> anyhow::Result<usize> {
     Ok(process.output_of_this_life()?.lines().count())
 }
@@ -108,9 +115,9 @@ async fn a_paused_program_stands_still_until_it_is_resumed() -> anyhow::Result<(
     })
     .await?;
     process.pause();
+    let stopped = async || state(process.id()).is_ok_and(|state| state == "T");
+    until("it is stopped", SECONDS, stopped).await?;
     let before = counted(&process)?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(counted(&process)?, before);
     ensure!(process.is_running(), "paused is not ended");
     process.resume();
     until("it goes on", SECONDS, async || {

@@ -24,6 +24,7 @@ use unanimous_protocol::{
 
 use crate::{
     calls::Unanswered,
+    crash,
     intent_log::{self, After, LogError, Seen},
     participant::Participant,
     traces,
@@ -103,6 +104,7 @@ impl Participant {
         self.shared.traces.remember(&branch, trace);
         let answered = self.shared.run_prepare(request).await;
         let answer = answered.map_err(|why| self.problem(&branch, &why))?;
+        crash::point("prepare-answer");
         render_answer(&branch, Some(answer))
     }
 
@@ -115,8 +117,14 @@ impl Participant {
         self.shared
             .marks
             .hear(branch.transaction, request.low_water);
+        let is_commit = event == Event::CommitReceived;
         let answered = self.shared.run_event(branch.clone(), event).await;
         let answer = answered.map_err(|why| self.problem(&branch, &why))?;
+        if is_commit {
+            crash::point("commit-answer");
+        } else {
+            crash::point("abort-answer");
+        }
         render_answer(&branch, answer)
     }
 

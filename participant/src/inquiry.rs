@@ -23,6 +23,7 @@ use unanimous_protocol::{
 
 use crate::{
     calls::chain,
+    crash,
     intent_log::{self, After, LogError},
     participant::{Shared, StartError},
     traces::traced,
@@ -375,7 +376,10 @@ async fn ask(
         "/v1/transactions/{}/outcome?participant={}",
         branch.transaction, branch.participant
     ));
-    match traced(shared.http.get(url), trace).send().await {
+    crash::point("inquiry-before");
+    let answered = traced(shared.http.get(url), trace).send().await;
+    crash::point("inquiry-after");
+    match answered {
         Ok(response) => {
             coordinator.answered();
             let status = response.status().as_u16();

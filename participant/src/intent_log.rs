@@ -32,7 +32,10 @@ use unanimous_protocol::{
     wire::{BranchState, Timestamp},
 };
 
-use crate::tx::{Tx, describe};
+use crate::{
+    crash,
+    tx::{Tx, describe},
+};
 
 /// Why the intent log did not do what it was asked; the variants differ in what the caller does next.
 #[derive(Debug, thiserror::Error)]
@@ -374,7 +377,7 @@ impl Local {
         let transaction = SqlId::of(self.branch.transaction);
         let release = connection.prepare_cached(RELEASE_KEYS).await?;
         let store = connection.prepare_cached(STORE).await?;
-        let commit = if plan.forced {
+        let commit = if plan.forced && !crash::is_weakened("synchronous-commit-off") {
             "SET LOCAL synchronous_commit = on; COMMIT"
         } else {
             "SET LOCAL synchronous_commit = off; COMMIT"
@@ -428,8 +431,11 @@ impl Local {
             let committed = connection.batch_execute(commit).await;
             committed.map_err(at_commit)
         }));
+        let row = plan.store.as_ref().map(|row| &row.state);
+        crash::before_commit(row);
         // The first failure in their order: what failed, and not what failed because of it.
         try_join_all(steps).await?;
+        crash::after_commit(row);
         // Clean: the only way back into the pool but a clean rollback.
         self.connection = None;
         Ok(())

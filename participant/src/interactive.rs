@@ -24,6 +24,7 @@ use unanimous_protocol::{
 use crate::{
     branch::Held,
     calls::chain,
+    crash,
     http::BODY_MAX,
     inquiry::{Coordinator, read_body},
     intent_log::{After, Seen},
@@ -527,7 +528,10 @@ impl Shared {
         // Read before the request leaves: the coordinator's clock ran on while it travelled.
         let asked_at = Instant::now();
         let asking = traced(self.http.post(url).json(request), trace);
-        let response = match asking.send().await {
+        crash::point("enlist-before");
+        let answered = asking.send().await;
+        crash::point("enlist-after");
+        let response = match answered {
             Ok(response) => response,
             Err(error) => {
                 coordinator.did_not_answer(Instant::now());

@@ -94,6 +94,68 @@
 //! - Constraints that are checked at commit (`DEFERRABLE INITIALLY DEFERRED`) fail too late to be a refusal: the vote is
 //!   then not given at all. Check in `prepare`.
 //!
+//! # Reserve or keys: which when
+//!
+//! Between a yes and its outcome nobody else may take what was promised. There are two ways to see to that.
+//!
+//! **Reserve**, wherever it is a question of how much. A column beside the amount says how much of it is promised, as `held`
+//! does above: `prepare` adds to it only while enough is left, `commit` takes from both, `abort` gives back. Any number of
+//! transactions promise from one row side by side; a row is locked for the length of a statement, not of a transaction; and
+//! who comes too late is refused at once, with a reason. It needs nothing from this crate.
+//!
+//! **Keys**, where a thing is one and can not be split: a seat, a user name, a document that is rewritten as a whole, a row
+//! whose new value depends on its old one. Name it in [`Resource::keys`], and one branch at a time holds it, from its prepare
+//! until its outcome:
+//!
+//! ```
+//! use serde::{Deserialize, Serialize};
+//! use unanimous_participant::{Failure, Key, Resource, Tx, Vote};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+//! enum Operation {
+//!     Book { seat: String, passenger: String },
+//! }
+//!
+//! struct Seats;
+//!
+//! impl Resource for Seats {
+//!     type Operation = Operation;
+//!
+//!     fn keys(&self, operation: &Operation) -> Vec<Key> {
+//!         let Operation::Book { seat, .. } = operation;
+//!         vec![Key::new(format!("seat/{seat}"))]
+//!     }
+//!
+//!     async fn prepare(&self, operation: &Operation, tx: &mut Tx<'_>) -> Result<Vote, Failure> {
+//!         // The key is ours by now, so what this sees nobody changes through the protocol before the outcome.
+//!         let Operation::Book { seat, .. } = operation;
+//!         let free = "SELECT FROM seats WHERE seat = $1 AND passenger IS NULL";
+//!         let found = tx.query_opt(free, &[seat]).await?;
+//!         Ok(Vote::yes_if(found.is_some(), "the seat is taken"))
+//!     }
+//!
+//!     async fn commit(&self, operation: &Operation, tx: &mut Tx<'_>) -> Result<(), Failure> {
+//!         let Operation::Book { seat, passenger } = operation;
+//!         let book = "UPDATE seats SET passenger = $2 WHERE seat = $1";
+//!         tx.execute(book, &[seat, passenger]).await?;
+//!         Ok(())
+//!     }
+//! }
+//! ```
+//!
+//! | | reserve | keys |
+//! |---|---|---|
+//! | side by side on one row | as many as there is enough for | one; the others wait a moment and are refused (`conflict`) |
+//! | the wait | none | up to 100 ms for a younger transaction, 1 s for an older one, which is then asked again |
+//! | what `prepare` writes | the reservation | nothing: the key is a row of this crate's |
+//! | what `abort` does | gives back | nothing: the key goes with the outcome |
+//! | who else must take part | everybody who spends has to look at `held` | everybody who changes it has to do so through a branch, or look at the same key |
+//! | a hot row | goes on | is a queue: its throughput is one transaction for each outcome |
+//!
+//! Reserve where you can; take keys where you must. Both may be used by one service, and in one operation: keys are taken
+//! first.
+//!
 //! # What it needs
 //!
 //! - Postgres with `fsync` on (checked at start), and a role that may create the schema `unanimous` once. Where the
@@ -111,6 +173,11 @@
 //! commit. There, [`Participant::interactive`] enlists the branch and [`InteractiveBranch::add`] adds operations, which
 //! run at prepare.
 //!
+//! # Tests
+//!
+//! [`testing`] drives your code through commit, abort, duplicates and restart on a real database, in an ordinary
+//! `#[tokio::test]`. The conformance kit (`unanimous-lab check`) checks the service as a whole.
+//!
 //! # Traces
 //!
 //! Calls about a transaction carry W3C Trace Context. What this crate logs while it serves one is inside a `tracing` span
@@ -121,13 +188,15 @@
 //!
 //! `branch` is the shell around the pure state machine of `unanimous-protocol`, inside one local transaction;
 //! `intent_log` holds all SQL on the crate's tables; `calls` the life of a request; `inquiry` what ends a doubt.
-//! Left out: branches of plain SQL over `PREPARE TRANSACTION`, and the pruning of old rows.
+//! `pruning` drops the rows of what has ended everywhere, told by the coordinator's low-water mark. Left out: branches of plain SQL
+//! over `PREPARE TRANSACTION`.
 
 #[cfg(feature = "actix-web")]
 mod actix;
 mod branch;
 mod calls;
 mod connections;
+mod crash;
 mod http;
 mod inquiry;
 mod intent_log;
@@ -139,6 +208,7 @@ mod resource;
 mod running;
 mod schema;
 mod service;
+pub mod testing;
 mod traces;
 mod tx;
 mod watched;

@@ -10,7 +10,10 @@ use std::{
 };
 
 use tokio::{sync::Notify, time::Instant};
-use unanimous_protocol::id::{Prefix, TransactionId};
+use unanimous_protocol::{
+    id::{Prefix, TransactionId},
+    low_water,
+};
 
 use crate::{
     calls::chain,
@@ -52,13 +55,12 @@ impl Heard {
 }
 
 impl Marks {
-    /// A call about `transaction` carried this mark. A mark speaks of its own prefix only, so one of another prefix than
-    /// the call's is somebody's mistake and not heard.
+    /// A call about `transaction` carried this mark. One that says nothing of it is somebody's mistake and not heard.
     pub(crate) fn hear(&self, transaction: TransactionId, low_water: Option<TransactionId>) {
-        let prefix = transaction.prefix();
-        let Some(mark) = low_water.filter(|mark| mark.prefix() == prefix) else {
+        let Some(mark) = low_water::about(transaction, low_water) else {
             return;
         };
+        let prefix = mark.prefix();
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if heard.len() >= PREFIXES_MAX && !heard.contains_key(&prefix) {
             return;

@@ -3,7 +3,7 @@
 
 use deadpool_postgres::Object;
 
-use crate::tx::describe;
+use crate::{crash, tx::describe};
 
 /// Numbered from 1. What was released is never changed, only followed.
 const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_branches.sql")];
@@ -78,7 +78,9 @@ pub(crate) async fn migrate(connection: &mut Object, name: &str) -> Result<(), S
             tracing::info!(participant = name, version, "migrated the intent log");
         }
     }
+    crash::point("migrate-before");
     transaction.commit().await?;
+    crash::point("migrate-after");
     Ok(())
 }
 

@@ -138,22 +138,21 @@ async fn a_branch_is_left_alone_before_it_has_been_in_doubt_for_a_while() {
     let url = coordinator.url.clone();
     let east = Service::start().await;
     east.prepare(&id(1), note("a")).await.is_vote("yes");
+    let an_hour_ago = "UPDATE unanimous.branches SET since = since - interval '1 hour'";
+    east.sql.batch_execute(an_hour_ago).await.unwrap();
     let east = east
         .restart(|builder| {
             builder
                 .coordinator(url)
                 .inquire_after(Duration::from_secs(60))
+                .inquire_every_max(Duration::from_millis(200))
         })
         .await;
     // The look at start asks about whatever is there. It is over now.
-    let begun = Instant::now();
-    while coordinator.asked().is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "nobody asked");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    coordinator.asked_again(1).await;
     east.prepare(&id(2), note("b")).await.is_vote("yes");
-    // Long enough for several looks, had they been allowed: the default waits one second in all.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    // The loop that asks about the old one again and again looks for others in between.
+    coordinator.asked_again(10).await;
     let young = coordinator
         .asked()
         .into_iter()

@@ -15,4 +15,5 @@ mod low_water;
 mod service;
 mod slots;
 mod table;
+mod testing;
 mod wire;

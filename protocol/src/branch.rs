@@ -27,6 +27,7 @@
 
 use crate::{
     id::TransactionId,
+    low_water,
     message::{Inform, Refusal, RefusalCode, Reply, Session, Vote},
     operations::BodyDigest,
 };
@@ -95,9 +96,7 @@ impl State {
         session: Option<Session>,
         low_water: Option<TransactionId>,
     ) -> Self {
-        let below =
-            |mark: &TransactionId| transaction.prefix() == mark.prefix() && transaction < *mark;
-        match (low_water.filter(below), session) {
+        match (low_water::above(transaction, low_water), session) {
             (Some(low_water), _) => Self::Pruned { low_water },
             (None, Some(session)) => Self::Active { session },
             (None, None) => Self::Absent,

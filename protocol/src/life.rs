@@ -491,6 +491,16 @@ impl Life {
         }
     }
 
+    /// Whether a life that was fenced at an adopted node, and only there, has no more to do with `id`.
+    ///
+    /// What it drove there is driven by the node's owner, from the same records. Two who drive it would not agree on what
+    /// is finished: the owner's low-water mark passes an id, its branches forget it, and the other one is told `vote-lost`
+    /// (rule 15).
+    #[must_use]
+    pub fn leaves(fenced: Node, id: TransactionId) -> bool {
+        id.node() == fenced
+    }
+
     fn has_issued(&self, id: TransactionId) -> bool {
         self.writer.owns(id)
             && id.sequence() >= self.first

@@ -22,6 +22,18 @@ use std::collections::BTreeSet;
 
 use crate::id::TransactionId;
 
+/// The mark, where it says something of `id`: a mark speaks of its own prefix only.
+#[must_use]
+pub fn about(id: TransactionId, mark: Option<TransactionId>) -> Option<TransactionId> {
+    mark.filter(|mark| mark.prefix() == id.prefix())
+}
+
+/// The mark, where it says that `id` is finished.
+#[must_use]
+pub fn above(id: TransactionId, mark: Option<TransactionId>) -> Option<TransactionId> {
+    about(id, mark).filter(|mark| id < *mark)
+}
+
 /// Which ids a mark may not pass. See the module's head.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LowWater {
@@ -71,9 +83,13 @@ mod tests {
     use crate::id::{Epoch, LogIdentity, Node, Prefix, Sequence};
 
     fn id(epoch: u32, sequence: u64) -> TransactionId {
+        id_of(1, epoch, sequence)
+    }
+
+    fn id_of(node: u16, epoch: u32, sequence: u64) -> TransactionId {
         let prefix = Prefix {
             identity: LogIdentity(7),
-            node: Node(1),
+            node: Node(node),
         };
         TransactionId::new(
             prefix,
@@ -88,6 +104,19 @@ mod tests {
         low_water.recovered([]);
         low_water.forced();
         low_water
+    }
+
+    #[test]
+    fn a_mark_speaks_of_its_own_prefix_only_and_is_itself_unfinished() {
+        let mark = Some(id(2, 10));
+        assert_eq!(about(id(1, 90), mark), mark);
+        assert_eq!(about(id(2, 11), mark), mark);
+        assert_eq!(about(id_of(0, 2, 9), mark), None);
+        assert_eq!(above(id(1, 90), mark), mark);
+        assert_eq!(above(id(2, 9), mark), mark);
+        assert_eq!(above(id(2, 10), mark), None);
+        assert_eq!(above(id_of(0, 2, 9), mark), None);
+        assert_eq!(above(id(2, 9), None), None);
     }
 
     #[test]

@@ -7,7 +7,9 @@
 //! Whoever proposed it waits: a decision that is not durable has no consequences. A write that the log refuses because
 //! this life is over is not answered at all: see [`super::registry`].
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+mod batches;
+
+use std::{sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, SpawnHandle,
@@ -22,22 +24,21 @@ use unanimous_protocol::{
     record::{Record, Standing, WallMillis},
 };
 
+pub use self::batches::BATCH_MAX;
+use self::batches::{Batches, Unforced};
 use super::{
     broken,
     registry::{LogAnswers, LogRefused, Registry},
 };
 use crate::{
-    log::{Appends, Batch, Decided, DecisionLog, WriteError},
+    crash,
+    log::{Batch, Decided, DecisionLog, WriteError},
     metrics::Metrics,
     telemetry::chain,
 };
 
 /// How long an unforced record waits for a decision write to ride with.
 pub const APPEND_DELAY: Duration = Duration::from_millis(100);
-/// Decisions in one write, at most, and as many unforced records and finishes beside them: past it they share the one
-/// after. Bounds the size of a statement, which has to end within the server's patience, or it would be repeated for ever.
-pub const BATCH_MAX: usize = 1024;
-
 /// How often a write is put off while each turn of the other actors brings more decisions. It bounds what one decision
 /// waits for others that never stop coming: some passes over the run queue, and no time when that is empty.
 const GATHERING_TURNS_MAX: u32 = 16;
@@ -107,37 +108,15 @@ pub struct LogWriter {
     writer: Writer,
     registry: Addr<Registry>,
     metrics: Arc<Metrics>,
-    proposals: Vec<Propose>,
-    appends: VecDeque<Unforced>,
+    batches: Batches,
     append_timer: bool,
-    append_due: bool,
-    /// Who waits for the write under way.
-    in_flight: Option<InFlight>,
     failures: u32,
     /// Goes off when the write under way takes too long.
     watchdog: Option<SpawnHandle>,
     /// Whether the others are having a turn before the next write.
     gathering: bool,
-    /// Told once nothing waits any more.
-    flushing: Vec<oneshot::Sender<()>>,
     /// What the registry was told last.
     log_answers: bool,
-}
-
-/// Something that is not forced, and who is told once it has become durable.
-struct Unforced {
-    what: What,
-    on_durable: Box<dyn FnOnce() + Send>,
-}
-
-enum What {
-    Record(Record),
-    Finish(TransactionId, WallMillis),
-}
-
-struct InFlight {
-    proposers: Vec<Box<dyn FnOnce(Standing) + Send>>,
-    appenders: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 impl LogWriter {
@@ -154,15 +133,11 @@ impl LogWriter {
             writer,
             registry,
             metrics,
-            proposals: Vec::new(),
-            appends: VecDeque::new(),
+            batches: Batches::new(BATCH_MAX),
             append_timer: false,
-            append_due: false,
-            in_flight: None,
             failures: 0,
             watchdog: None,
             gathering: false,
-            flushing: Vec::new(),
             log_answers: true,
         }
     }
@@ -170,20 +145,20 @@ impl LogWriter {
     /// Writes once the other actors of this thread have had a turn, and again as long as each turn brings more: what is
     /// ready now shares the write, and no time is waited for.
     fn write_soon(&mut self, ctx: &mut Context<Self>) {
-        if self.in_flight.is_none() && !self.gathering {
+        if !self.batches.is_writing() && !self.gathering {
             self.gathering = true;
             self.give_a_turn(GATHERING_TURNS_MAX, ctx);
         }
     }
 
     fn give_a_turn(&mut self, turns_left: u32, ctx: &mut Context<Self>) {
-        let waited = self.proposals.len();
+        let waited = self.batches.waiting();
         // Not `notify`: this actor would handle the message before it returns to the scheduler.
         let turn = tokio::task::yield_now().into_actor(self);
         ctx.spawn(turn.map(move |(), actor, ctx| {
             // A turn for other threads as well, which bring what the actors have a turn for; nothing where none is ready.
             std::thread::yield_now();
-            let waiting = actor.proposals.len();
+            let waiting = actor.batches.waiting();
             if waiting > waited && waiting < BATCH_MAX && turns_left > 0 {
                 actor.give_a_turn(turns_left - 1, ctx);
             } else {
@@ -194,52 +169,9 @@ impl LogWriter {
     }
 
     fn write_if_idle(&mut self, ctx: &mut Context<Self>) {
-        let something_due =
-            !self.proposals.is_empty() || (self.append_due && !self.appends.is_empty());
-        if self.in_flight.is_some() {
-            return;
+        if let Some(batch) = self.batches.next() {
+            self.write(batch, Duration::ZERO, ctx);
         }
-        if !something_due {
-            if self.appends.is_empty() {
-                self.append_due = false;
-                for flushed in self.flushing.drain(..) {
-                    flushed.send(()).ok();
-                }
-            }
-            return;
-        }
-        let taken = self.proposals.len().min(BATCH_MAX);
-        let (records, proposers) = self
-            .proposals
-            .drain(..taken)
-            .map(|Propose { record, on_durable }| (record, on_durable))
-            .unzip();
-        let (appends, appenders) = self.take_appends();
-        let batch = Batch {
-            proposals: records,
-            appends,
-        };
-        // What is left goes at once behind this one.
-        self.append_due = !self.appends.is_empty() || !self.flushing.is_empty();
-        self.in_flight = Some(InFlight {
-            proposers,
-            appenders,
-        });
-        self.write(batch, Duration::ZERO, ctx);
-    }
-
-    fn take_appends(&mut self) -> (Appends, Vec<Box<dyn FnOnce() + Send>>) {
-        let taken = self.appends.len().min(BATCH_MAX);
-        let mut appends = Appends::default();
-        let mut appenders = Vec::with_capacity(taken);
-        for Unforced { what, on_durable } in self.appends.drain(..taken) {
-            match what {
-                What::Record(record) => appends.records.push(record),
-                What::Finish(id, finished_at) => appends.finishes.push((id, finished_at)),
-            }
-            appenders.push(on_durable);
-        }
-        (appends, appenders)
     }
 
     fn write(&mut self, batch: Batch, after: Duration, ctx: &mut Context<Self>) {
@@ -250,9 +182,15 @@ impl LogWriter {
             }
             let began = Instant::now();
             let result = if batch.proposals.is_empty() {
-                log.append(&writer, &batch.appends).await.map(|()| None)
+                crash::point("append-before");
+                let appended = log.append(&writer, &batch.appends).await;
+                crash::point("append-after");
+                appended.map(|()| None)
             } else {
-                log.decide(&writer, &batch).await.map(Some)
+                crash::point("decision-before");
+                let decided = log.decide(&writer, &batch).await;
+                crash::point("decision-after");
+                decided.map(Some)
             };
             Written {
                 batch,
@@ -324,42 +262,26 @@ impl LogWriter {
     }
 
     fn answer(&mut self, decided: Option<Decided>) {
-        let Some(InFlight {
-            proposers,
-            appenders,
-        }) = self.in_flight.take()
-        else {
-            return;
-        };
-        if let Some(Decided {
-            standings,
-            decisions,
-        }) = decided
-        {
-            self.writer.decisions_at_least = decisions;
-            self.registry.do_send(super::registry::Decided(decisions));
-            for (on_durable, standing) in proposers.into_iter().zip(standings) {
-                on_durable(standing.unwrap_or_else(|refused| {
+        let standings = decided.map_or_else(Vec::new, |decided| {
+            self.writer.decisions_at_least = decided.decisions;
+            self.registry
+                .do_send(super::registry::Decided(decided.decisions));
+            let standings = decided.standings.into_iter();
+            let standings = standings.map(|standing| {
+                standing.unwrap_or_else(|refused| {
                     error!(
                         transaction = %refused.transaction, error = %chain(&refused),
                         "a decision could not be stored"
                     );
                     Standing::Refused(refused.to_string())
-                }));
-            }
-        }
-        for on_durable in appenders {
-            on_durable();
-        }
+                })
+            });
+            standings.collect()
+        });
+        self.batches.durable(standings);
     }
 
-    fn append(
-        &mut self,
-        what: What,
-        on_durable: Box<dyn FnOnce() + Send>,
-        ctx: &mut Context<Self>,
-    ) {
-        self.appends.push_back(Unforced { what, on_durable });
+    fn append_due_soon(&mut self, ctx: &mut Context<Self>) {
         if !self.append_timer {
             self.append_timer = true;
             ctx.notify_later(AppendDue, APPEND_DELAY);
@@ -374,8 +296,8 @@ impl Actor for LogWriter {
 impl Handler<Propose> for LogWriter {
     type Result = ();
 
-    fn handle(&mut self, propose: Propose, ctx: &mut Context<Self>) {
-        self.proposals.push(propose);
+    fn handle(&mut self, Propose { record, on_durable }: Propose, ctx: &mut Context<Self>) {
+        self.batches.propose(record, on_durable);
         self.write_soon(ctx);
     }
 }
@@ -384,7 +306,8 @@ impl Handler<Append> for LogWriter {
     type Result = ();
 
     fn handle(&mut self, Append { record, on_durable }: Append, ctx: &mut Context<Self>) {
-        self.append(What::Record(record), on_durable, ctx);
+        self.batches.append(Unforced::Record(record), on_durable);
+        self.append_due_soon(ctx);
     }
 }
 
@@ -400,7 +323,9 @@ impl Handler<Finish> for LogWriter {
         }: Finish,
         ctx: &mut Context<Self>,
     ) {
-        self.append(What::Finish(id, finished_at), on_durable, ctx);
+        self.batches
+            .append(Unforced::Finish(id, finished_at), on_durable);
+        self.append_due_soon(ctx);
     }
 }
 
@@ -408,8 +333,7 @@ impl Handler<Flush> for LogWriter {
     type Result = ();
 
     fn handle(&mut self, Flush(flushed): Flush, ctx: &mut Context<Self>) {
-        self.flushing.push(flushed);
-        self.append_due = true;
+        self.batches.flush(flushed);
         self.write_if_idle(ctx);
     }
 }
@@ -428,9 +352,7 @@ impl Handler<AppendDue> for LogWriter {
 
     fn handle(&mut self, _: AppendDue, ctx: &mut Context<Self>) {
         self.append_timer = false;
-        if !self.appends.is_empty() {
-            self.append_due = true;
-            self.write_if_idle(ctx);
-        }
+        self.batches.append_due();
+        self.write_if_idle(ctx);
     }
 }

@@ -25,7 +25,33 @@ pub mod transaction;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use actix::{Actor as _, Arbiter, System};
 use unanimous_protocol::record::WallMillis;
+
+use self::registry::Registry;
+
+/// How an actor is reached.
+pub type Address<A> = actix::Addr<A>;
+
+/// The thread that all actors live on. It ends with the process.
+pub struct Engine {
+    _thread: Arbiter,
+}
+
+impl Engine {
+    /// Starts it, with the registry on it.
+    #[must_use]
+    pub fn start(registry: Registry) -> (Self, Address<Registry>) {
+        let thread = Arbiter::new();
+        let registry = Registry::start_in_arbiter(&thread.handle(), |_| registry);
+        (Self { _thread: thread }, registry)
+    }
+}
+
+/// Runs what may start actors or servers to its end.
+pub fn run<T>(program: impl Future<Output = T>) -> T {
+    System::new().block_on(program)
+}
 
 /// Ends the process: after a failed flush nothing that this one reads of the log may be believed (design rule 10).
 fn broken(cause: &(dyn std::error::Error + 'static)) -> ! {

@@ -12,7 +12,10 @@ use unanimous_protocol::{
     record::Record,
 };
 
-use crate::log::{DecisionLog, LogError};
+use crate::{
+    crash,
+    log::{DecisionLog, LogError},
+};
 
 /// Why no life can begin.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +51,9 @@ pub async fn recover(log: &Arc<dyn DecisionLog>, node: Node) -> Result<Recovered
     if let Some(why) = log.went_back().await? {
         return Err(NoLife::WentBack(why));
     }
+    crash::point("epoch-before");
     let opened = log.open_epoch(node).await?;
+    crash::point("epoch-after");
     let life = Life::begin(opened.writer, rand::random());
     let mut nodes = vec![node];
     if log.is_exclusive() {
@@ -58,7 +63,9 @@ pub async fn recover(log: &Arc<dyn DecisionLog>, node: Node) -> Result<Recovered
             .into_iter()
             .filter(|other| *other != node)
         {
+            crash::point("other-epoch-before");
             log.open_epoch(other).await?;
+            crash::point("other-epoch-after");
             nodes.push(other);
         }
     }

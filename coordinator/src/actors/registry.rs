@@ -43,6 +43,7 @@ use super::{
 };
 use crate::{
     courier::{Couriers, Http},
+    crash,
     log::{DecisionLog, LogError, View},
     metrics::Metrics,
     telemetry::chain,
@@ -476,7 +477,12 @@ impl Registry {
             live.actor.do_send(Deliver(Event::LogWentBack));
         }
         let log = Arc::clone(&self.log);
-        let remember = async move { log.remember_that_it_went_back(&why).await };
+        let remember = async move {
+            crash::point("went-back-before");
+            let remembered = log.remember_that_it_went_back(&why).await;
+            crash::point("went-back-after");
+            remembered
+        };
         ctx.spawn(remember.into_actor(self).map(|remembered, registry, ctx| {
             if let Err(error) = remembered {
                 error!(

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use unanimous_protocol::{
     coordinator::{Alarm, Effect, EnlistRefused, Enlisted, Event, Transaction},
     id::{BranchId, ParticipantName, TransactionId},
+    low_water,
     message::{Inform, RequestKind, Session},
     operations::Operations,
     record::{Decision, Header, Record},
@@ -56,10 +57,10 @@ impl PublishedLowWater {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = low_water;
     }
 
-    /// What a call about `id` carries: a mark speaks of its own prefix only.
+    /// What a call about `id` carries.
     fn for_call_about(&self, id: TransactionId) -> Option<TransactionId> {
         let low_water = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        low_water.filter(|mark| mark.prefix() == id.prefix())
+        low_water::about(id, low_water)
     }
 }
 

@@ -6,8 +6,9 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use crate::{
-    app,
+    actors, app,
     config::LogUrl,
+    crash,
     telemetry::{self, LogFormat},
 };
 
@@ -51,12 +52,12 @@ pub(super) struct LogArgs {
 pub(super) fn run(command: LogCommand) -> anyhow::Result<ExitCode> {
     let LogCommand::NewIdentity(LogArgs { log, log_format }) = command;
     let _logging = telemetry::start(log_format.unwrap_or_default());
-    actix::System::new().block_on(async {
+    actors::run(async {
         let opened = app::open_existing_log(&log).await?;
-        let change = opened
-            .new_identity()
-            .await
-            .with_context(|| format!("{log} has no new identity"))?;
+        crash::point("new-identity-before");
+        let change = opened.new_identity().await;
+        crash::point("new-identity-after");
+        let change = change.with_context(|| format!("{log} has no new identity"))?;
         let (former, present) = (change.former, change.present);
         writeln!(std::io::stdout(), "identity={present} former={former}")
             .context("standard output is closed")?;

@@ -5,6 +5,7 @@ use std::{io::Write as _, process::ExitCode};
 use anyhow::Context as _;
 
 use crate::{
+    actors,
     app::{App, Ending},
     config::{ServeArgs, Settings},
     telemetry,
@@ -17,7 +18,7 @@ const FENCED: u8 = 3;
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::gather(args)?;
     let _logging = telemetry::start(settings.log_format);
-    actix::System::new().block_on(async {
+    actors::run(async {
         let Some(app) = App::build(&settings).await? else {
             return Ok(ExitCode::SUCCESS);
         };

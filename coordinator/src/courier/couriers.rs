@@ -6,15 +6,11 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, PoisonError},
 };
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use tokio::{
-    runtime::Handle,
-    sync::Notify,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::Instant;
 use unanimous_protocol::{
     id::{ParticipantName, TransactionId},
     message::Delivery,
@@ -23,8 +19,12 @@ use unanimous_protocol::{
 use super::{
     Call, Endpoint, Limits, Stats, Transport,
     queue::{Action, Departure, Queue},
+    threads::{Handle, Mutex, MutexGuard, Notify, RwLock, now, sleep_until, timeout},
 };
-use crate::metrics::calls::{Calls, CallsTo};
+use crate::{
+    crash,
+    metrics::calls::{Calls, CallsTo},
+};
 
 /// All couriers of a coordinator, and the table of who is registered where. Cheap to clone; when the last clone is
 /// dropped, they close.
@@ -139,7 +139,7 @@ impl Couriers {
         let couriers = self.shared.all().into_iter();
         couriers
             .map(|(name, courier)| {
-                let stats = courier.desk().queue.stats(Instant::now());
+                let stats = courier.desk().queue.stats(now());
                 (name, stats)
             })
             .collect()
@@ -236,7 +236,7 @@ impl Courier {
         let timer_is_late = {
             let mut desk = self.desk();
             // Read under the lock, so that time never runs backwards in the queue.
-            event(&mut desk.queue, Instant::now(), &mut actions);
+            event(&mut desk.queue, now(), &mut actions);
             let due = desk.queue.next_tick();
             let late = match (due, desk.timer) {
                 (Some(due), Some(timer)) => due < timer,
@@ -262,7 +262,7 @@ impl Courier {
                 if desk.queue.is_closed() {
                     return;
                 }
-                desk.queue.tick(Instant::now(), &mut actions);
+                desk.queue.tick(now(), &mut actions);
                 desk.timer = desk.queue.next_tick();
                 desk.timer
             };
@@ -313,8 +313,11 @@ impl Courier {
             timeout: limit,
             on_done,
         } = departure;
-        let (kind, left_at) = (outgoing.request.kind(), Instant::now());
-        let delivery = match timeout(limit, self.transport.call(&to, outgoing)).await {
+        let (kind, left_at) = (outgoing.request.kind(), now());
+        crash::before_call(kind);
+        let ended = timeout(limit, self.transport.call(&to, outgoing)).await;
+        crash::after_call(kind);
+        let delivery = match ended {
             Ok(ended) => {
                 self.happens(|queue, now, actions| queue.ended(ticket, &ended, now, actions));
                 ended.into_delivery()
@@ -325,7 +328,8 @@ impl Courier {
                 Delivery::Unknown(error)
             }
         };
-        self.calls.ended(kind, &delivery, left_at.elapsed());
+        self.calls
+            .ended(kind, &delivery, now().duration_since(left_at));
         on_done(delivery);
     }
 }

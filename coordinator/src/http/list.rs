@@ -5,7 +5,6 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use actix::Addr;
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
@@ -18,6 +17,7 @@ use unanimous_protocol::{
 use super::{body::Query, problem::ApiProblem};
 use crate::{
     actors::{
+        Address,
         registry::{
             Find, Found, Registry,
             listing::{History, InMemory},
@@ -41,7 +41,7 @@ fn invalid(text: impl std::fmt::Display) -> ApiProblem {
 /// `GET /v1/transactions`
 pub async fn list(
     request: HttpRequest,
-    registry: Data<Addr<Registry>>,
+    registry: Data<Address<Registry>>,
 ) -> Result<HttpResponse, ApiProblem> {
     let has = [
         "state",
@@ -132,7 +132,7 @@ fn position(cursor: &str) -> Option<Position> {
 type Entry = (Position, TransactionView);
 
 async fn page(
-    registry: &Addr<Registry>,
+    registry: &Address<Registry>,
     filter: Filter,
     after: Option<Position>,
     limit: u32,
@@ -172,12 +172,12 @@ async fn page(
 struct Live {
     ids: HashSet<TransactionId>,
     /// Not asked yet.
-    waiting: VecDeque<(Position, Addr<TransactionActor>)>,
+    waiting: VecDeque<(Position, Address<TransactionActor>)>,
     next: VecDeque<Entry>,
 }
 
 impl Live {
-    async fn of(registry: &Addr<Registry>, after: Option<Position>) -> Result<Self, ApiProblem> {
+    async fn of(registry: &Address<Registry>, after: Option<Position>) -> Result<Self, ApiProblem> {
         let live = registry.send(InMemory { after }).await;
         let waiting = live.ok().flatten().ok_or(ApiProblem::LogUnavailable)?;
         Ok(Self {
@@ -188,7 +188,11 @@ impl Live {
     }
 
     /// Asks until there is an entry, or nobody left to ask.
-    async fn fill(&mut self, registry: &Addr<Registry>, filter: &Filter) -> Result<(), ApiProblem> {
+    async fn fill(
+        &mut self,
+        registry: &Address<Registry>,
+        filter: &Filter,
+    ) -> Result<(), ApiProblem> {
         while self.next.is_empty() && !self.waiting.is_empty() {
             let asked = self.waiting.len().min(ASKED_AT_ONCE);
             let asked: Vec<_> = self.waiting.drain(..asked).collect();
@@ -228,7 +232,7 @@ impl Recorded {
     /// Reads until there is an entry that memory does not have, or the end.
     async fn fill(
         &mut self,
-        registry: &Addr<Registry>,
+        registry: &Address<Registry>,
         filter: &Filter,
         limit: u32,
         in_memory: &HashSet<TransactionId>,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use actix::Addr;
 use actix_web::{
     Error, HttpRequest, HttpResponse,
     body::MessageBody,
@@ -16,6 +15,7 @@ use tokio::sync::watch;
 use super::{body, problem::ApiProblem};
 use crate::{
     actors::{
+        Address,
         registry::{
             Condition, Registry,
             measuring::{Measure, Measured},
@@ -32,7 +32,7 @@ const ASKED_AT_ONCE: usize = 256;
 /// `GET /metrics`
 pub async fn scrape(
     request: HttpRequest,
-    registry: Data<Addr<Registry>>,
+    registry: Data<Address<Registry>>,
     condition: Data<watch::Receiver<Condition>>,
     metrics: Data<Metrics>,
 ) -> Result<HttpResponse, ApiProblem> {

@@ -1,6 +1,5 @@
 //! `/admin/v1/participants`: who is registered where.
 
-use actix::Addr;
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header,
@@ -13,9 +12,12 @@ use unanimous_protocol::{
 
 use super::{body, problem::ApiProblem};
 use crate::{
-    actors::registry::{
-        Registry,
-        participants::{Participants, Put, PutOutcome, Remove, RemoveOutcome},
+    actors::{
+        Address,
+        registry::{
+            Registry,
+            participants::{Participants, Put, PutOutcome, Remove, RemoveOutcome},
+        },
     },
     courier::Endpoint,
 };
@@ -35,7 +37,7 @@ fn view(name: ParticipantName, endpoint: &Endpoint) -> ParticipantView {
     }
 }
 
-async fn all(registry: &Addr<Registry>) -> Result<Vec<ParticipantView>, ApiProblem> {
+async fn all(registry: &Address<Registry>) -> Result<Vec<ParticipantView>, ApiProblem> {
     let all = registry.send(Participants).await;
     // The registry lives as long as the process.
     let all = all.map_err(|_| ApiProblem::LogUnavailable)?.into_iter();
@@ -43,14 +45,14 @@ async fn all(registry: &Addr<Registry>) -> Result<Vec<ParticipantView>, ApiProbl
 }
 
 /// `GET /admin/v1/participants`
-pub async fn list(request: HttpRequest, registry: Data<Addr<Registry>>) -> Answer {
+pub async fn list(request: HttpRequest, registry: Data<Address<Registry>>) -> Answer {
     body::no_query(&request)?;
     let participants = all(&registry).await?;
     Ok(HttpResponse::Ok().json(ParticipantList { participants }))
 }
 
 /// `GET /admin/v1/participants/{name}`
-pub async fn show(request: HttpRequest, registry: Data<Addr<Registry>>) -> Answer {
+pub async fn show(request: HttpRequest, registry: Data<Address<Registry>>) -> Answer {
     let name = path_name(&request)?;
     body::no_query(&request)?;
     let mut all = all(&registry).await?.into_iter();
@@ -61,7 +63,11 @@ pub async fn show(request: HttpRequest, registry: Data<Addr<Registry>>) -> Answe
 }
 
 /// `PUT /admin/v1/participants/{name}`
-pub async fn put(request: HttpRequest, payload: Payload, registry: Data<Addr<Registry>>) -> Answer {
+pub async fn put(
+    request: HttpRequest,
+    payload: Payload,
+    registry: Data<Address<Registry>>,
+) -> Answer {
     let name = path_name(&request)?;
     body::no_query(&request)?;
     let ParticipantRequest { url } = body::read(&request, payload).await?;
@@ -87,7 +93,7 @@ pub async fn put(request: HttpRequest, payload: Payload, registry: Data<Addr<Reg
 }
 
 /// `DELETE /admin/v1/participants/{name}`
-pub async fn delete(request: HttpRequest, registry: Data<Addr<Registry>>) -> Answer {
+pub async fn delete(request: HttpRequest, registry: Data<Address<Registry>>) -> Answer {
     let name = path_name(&request)?;
     body::no_query(&request)?;
     match registry.send(Remove(name.clone())).await {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use actix::Addr;
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header,
@@ -27,9 +26,13 @@ use super::{
     location,
     problem::ApiProblem,
 };
-use crate::actors::{
-    registry::{Begin, BeginOutcome, Find, Found, Inquire, Inquired, Registry},
-    transaction::{Deliver, Enlist, EnlistOutcome, Show, TransactionActor, Until, Watch},
+use crate::{
+    actors::{
+        Address,
+        registry::{Begin, BeginOutcome, Find, Found, Inquire, Inquired, Registry},
+        transaction::{Deliver, Enlist, EnlistOutcome, Show, TransactionActor, Until, Watch},
+    },
+    crash,
 };
 
 /// The deadline of a transaction whose client names none, in milliseconds.
@@ -45,7 +48,7 @@ type Answer = Result<HttpResponse, ApiProblem>;
 
 /// Where a transaction is, once there is something to say of it.
 enum Place {
-    Live(Addr<TransactionActor>),
+    Live(Address<TransactionActor>),
     Ended(Box<TransactionView>),
 }
 
@@ -53,7 +56,7 @@ enum Place {
 pub async fn begin(
     request: HttpRequest,
     payload: Payload,
-    registry: Data<Addr<Registry>>,
+    registry: Data<Address<Registry>>,
 ) -> Answer {
     body::no_query(&request)?;
     let key = body::idempotency_key(&request)?;
@@ -162,7 +165,7 @@ fn waiting_time(wait_ms: Option<u64>, until_deadline: Option<Duration>) -> Durat
 
 /// Begins, or finds by the key, and waits as asked.
 async fn begun(
-    registry: &Addr<Registry>,
+    registry: &Address<Registry>,
     begin: Begin,
     wait: Option<Wait>,
     until: Instant,
@@ -206,7 +209,7 @@ async fn begun(
 
 /// The transaction as it stands once `wait` is satisfied, or when the time is up.
 async fn awaited(
-    registry: &Addr<Registry>,
+    registry: &Address<Registry>,
     id: TransactionId,
     mut place: Place,
     wait: Wait,
@@ -252,7 +255,7 @@ fn is_satisfied(view: &TransactionView, wait: Wait) -> bool {
 
 /// `None` when the actor has ended.
 async fn watch(
-    live: &Addr<TransactionActor>,
+    live: &Address<TransactionActor>,
     how_far: Until,
     until: Instant,
 ) -> Option<TransactionView> {
@@ -267,7 +270,7 @@ async fn watch(
     }
 }
 
-async fn find(registry: &Addr<Registry>, id: TransactionId) -> Result<Place, ApiProblem> {
+async fn find(registry: &Address<Registry>, id: TransactionId) -> Result<Place, ApiProblem> {
     match registry.send(Find(id)).await {
         Ok(Found::Live(live)) => Ok(Place::Live(live)),
         Ok(Found::Recorded(record)) => {
@@ -296,6 +299,7 @@ fn judged(id: TransactionId, judgement: Judgement) -> Result<TransactionView, Ap
 }
 
 fn commit_answer(view: TransactionView, wait: Wait) -> Answer {
+    crash::point("client-answer");
     let applied = view.state == TransactionState::Committed;
     let mut response = match view.outcome {
         Some(Outcome::Aborted) => return Err(ApiProblem::Aborted(Box::new(view))),
@@ -311,7 +315,7 @@ fn commit_answer(view: TransactionView, wait: Wait) -> Answer {
 pub async fn commit(
     request: HttpRequest,
     payload: Payload,
-    registry: Data<Addr<Registry>>,
+    registry: Data<Address<Registry>>,
 ) -> Answer {
     let id = path_id(&request)?;
     body::no_query(&request)?;
@@ -330,7 +334,7 @@ pub async fn commit(
 pub async fn abort(
     request: HttpRequest,
     payload: Payload,
-    registry: Data<Addr<Registry>>,
+    registry: Data<Address<Registry>>,
 ) -> Answer {
     let id = path_id(&request)?;
     body::no_query(&request)?;
@@ -354,6 +358,7 @@ pub async fn abort(
     }
     let until = holding_until(&place, body.wait_ms).await;
     let view = awaited(&registry, id, place, Wait::Decided, until).await?;
+    crash::point("client-abort-answer");
     match view.outcome {
         Some(Outcome::Aborted) => Ok(HttpResponse::Ok().json(view)),
         Some(Outcome::Committed) => Err(ApiProblem::Committed(Box::new(view))),
@@ -374,7 +379,7 @@ async fn holding_until(place: &Place, wait_ms: Option<u64>) -> Instant {
 pub async fn enlist(
     request: HttpRequest,
     payload: Payload,
-    registry: Data<Addr<Registry>>,
+    registry: Data<Address<Registry>>,
 ) -> Answer {
     let transaction = path_id(&request)?;
     body::no_query(&request)?;
@@ -418,7 +423,7 @@ pub async fn enlist(
 }
 
 /// `GET /v1/transactions/{id}`
-pub async fn show(request: HttpRequest, registry: Data<Addr<Registry>>) -> Answer {
+pub async fn show(request: HttpRequest, registry: Data<Address<Registry>>) -> Answer {
     let id = path_id(&request)?;
     let query = Query::of(&request, &["wait", "wait_ms"])?;
     let wait_ms = query.member("wait_ms")?;
@@ -438,7 +443,7 @@ pub async fn show(request: HttpRequest, registry: Data<Addr<Registry>>) -> Answe
 }
 
 /// `GET /v1/transactions/{id}/outcome`
-pub async fn outcome(request: HttpRequest, registry: Data<Addr<Registry>>) -> Answer {
+pub async fn outcome(request: HttpRequest, registry: Data<Address<Registry>>) -> Answer {
     let transaction = path_id(&request)?;
     let query = Query::of(&request, &["participant"])?;
     let participant: ParticipantName = query.member("participant")?.ok_or_else(|| {
@@ -451,13 +456,16 @@ pub async fn outcome(request: HttpRequest, registry: Data<Addr<Registry>>) -> An
         })
         .await
     {
-        Ok(Inquired::Inform(outcome)) => Ok(HttpResponse::Ok()
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .json(OutcomeAnswer {
-                transaction: transaction.to_string(),
-                participant: participant.to_string(),
-                outcome,
-            })),
+        Ok(Inquired::Inform(outcome)) => {
+            crash::point("inquiry-answer");
+            Ok(HttpResponse::Ok()
+                .insert_header((header::CACHE_CONTROL, "no-store"))
+                .json(OutcomeAnswer {
+                    transaction: transaction.to_string(),
+                    participant: participant.to_string(),
+                    outcome,
+                }))
+        }
         Ok(Inquired::Foreign) => Err(ApiProblem::Foreign(transaction)),
         Ok(Inquired::LogUnavailable) | Err(_) => Err(ApiProblem::LogUnavailable),
     }

@@ -13,6 +13,8 @@ use unanimous_protocol::{
     record::{Decision, IdempotencyKey, Record, Standing, WallMillis},
 };
 
+mod answers;
+mod batch;
 #[cfg(test)]
 mod contract;
 mod history;
@@ -20,7 +22,9 @@ mod history;
 pub mod memory;
 pub mod postgres;
 pub mod sqlite;
+mod trust;
 
+pub use batch::{Appends, Batch};
 pub use history::{Filter, Position};
 
 /// A durable log of decisions, shared by all nodes that have a row in it.
@@ -236,32 +240,6 @@ pub enum Removal {
     Absent,
     /// An unfinished record names it, so it stays.
     InUse,
-}
-
-/// What goes into one decision write.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// The decisions to force. Their answers come in this order.
-    pub proposals: Vec<Record>,
-    /// What rides along.
-    pub appends: Appends,
-}
-
-/// What need not be forced.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Appends {
-    /// Records of what ended without a forced write.
-    pub records: Vec<Record>,
-    /// Transactions whose last updating branch has acknowledged, and when.
-    pub finishes: Vec<(TransactionId, WallMillis)>,
-}
-
-impl Appends {
-    /// Whether there is nothing to write.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.finishes.is_empty()
-    }
 }
 
 /// What a decision write came to.

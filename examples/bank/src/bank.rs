@@ -48,6 +48,13 @@ pub enum Operation {
         /// How much.
         amount: Positive,
     },
+    /// Looks whether an account has so much to spend, and changes nothing.
+    Check {
+        /// Which account.
+        account: Positive,
+        /// How much.
+        at_least: Positive,
+    },
 }
 
 /// A positive integer. Money is counted in the smallest unit there is, and never in floating-point numbers.
@@ -74,7 +81,7 @@ impl From<Positive> for i64 {
 }
 
 /// The bank as a participant.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Bank;
 
 impl Resource for Bank {
@@ -90,6 +97,14 @@ impl Resource for Bank {
                     )
                     .await?;
                 Ok(Vote::yes_if(held == 1, "insufficient funds"))
+            }
+            Operation::Check { account, at_least } => {
+                let sql = "SELECT FROM accounts WHERE id = $1 AND balance - held >= $2";
+                let found = tx.query_opt(sql, &[&account.0, &at_least.0]).await?;
+                Ok(match found {
+                    Some(_) => Vote::ReadOnly,
+                    None => Vote::refuse("insufficient funds"),
+                })
             }
             Operation::Credit { account, amount } => {
                 let row = tx
@@ -112,6 +127,8 @@ impl Resource for Bank {
         let (account, moved, released) = match operation {
             Operation::Debit { account, amount } => (account.0, -amount.0, amount.0),
             Operation::Credit { account, amount } => (account.0, amount.0, 0),
+            // Read-only: it has no second phase, unless another operation of its branch has one.
+            Operation::Check { .. } => return Ok(()),
         };
         // The entry is written only with the account's change: one statement, and both or neither.
         let written = tx
@@ -138,8 +155,8 @@ impl Resource for Bank {
                 )
                 .await?;
             }
-            // A credit reserved nothing.
-            Operation::Credit { .. } => {}
+            // They reserved nothing.
+            Operation::Credit { .. } | Operation::Check { .. } => {}
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use unanimous_participant::Resource;
 
 /// A bank that takes part in atomic transactions across services.
 ///
@@ -69,6 +70,12 @@ struct InitOptions {
 /// The whole program: reads the command line, runs, and says how it ended.
 #[must_use]
 pub fn run() -> ExitCode {
+    run_with(bank::Bank)
+}
+
+/// The whole program around other code for the same operations.
+#[must_use]
+pub fn run_with(bank: impl Resource<Operation = bank::Operation> + Clone) -> ExitCode {
     let command_line = CommandLine::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt()
@@ -98,7 +105,7 @@ pub fn run() -> ExitCode {
             Command::Init(options) => {
                 bank::init(&options.database_url.0, options.accounts, options.balance).await
             }
-            Command::Serve(options) => server::serve(options).await,
+            Command::Serve(options) => server::serve(options, bank).await,
         }
     });
     match ended {

@@ -7,9 +7,9 @@ use anyhow::Context as _;
 use deadpool_postgres::Pool;
 use serde_json::json;
 use tokio_postgres::NoTls;
-use unanimous_participant::{Participant, StartError, watched};
+use unanimous_participant::{Participant, Resource, StartError, watched};
 
-use crate::bank::Bank;
+use crate::bank::Operation;
 
 /// Longer than any client keeps an idle connection, so that none of them sends a request into a connection that is
 /// just being closed.
@@ -26,6 +26,10 @@ pub struct Options {
     /// `http://HOST:PORT/unanimous`
     #[arg(long, env = "BANK_NAME")]
     name: String,
+    /// A name that this bank had before, until the branches of that name have ended; several by repeating it, or separated
+    /// by commas
+    #[arg(long, env = "BANK_FORMERLY", value_delimiter = ',')]
+    formerly: Vec<String>,
     /// The bank's own database, as `bank init` made it: postgres://user:password@host:port/name
     #[arg(long, env = "BANK_DATABASE_URL", hide_env_values = true)]
     database_url: DatabaseUrl,
@@ -76,8 +80,11 @@ fn pool(config: &tokio_postgres::Config, connections: usize) -> anyhow::Result<P
 ///
 /// # Errors
 /// When it can not listen, or the participant can not start and trying again would not help.
-pub async fn serve(options: Options) -> anyhow::Result<()> {
-    let participant = start(&options).await?;
+pub async fn serve(
+    options: Options,
+    bank: impl Resource<Operation = Operation> + Clone,
+) -> anyhow::Result<()> {
+    let participant = start(&options, bank).await?;
     let readers = web::Data::new(pool(&options.database_url.0, READERS)?);
     let server = HttpServer::new(move || {
         App::new()
@@ -104,13 +111,19 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
 }
 
 /// Starts the participant, and waits for the database as long as it takes: until then nothing listens.
-async fn start(options: &Options) -> anyhow::Result<Participant> {
+async fn start(
+    options: &Options,
+    bank: impl Resource<Operation = Operation> + Clone,
+) -> anyhow::Result<Participant> {
     let pool = pool(&options.database_url.0, options.connections)?;
     let mut pause = Duration::from_millis(100);
     loop {
-        let mut builder = Participant::builder(&options.name, Bank).pool(pool.clone());
+        let mut builder = Participant::builder(&options.name, bank.clone()).pool(pool.clone());
         for coordinator in &options.coordinator {
             builder = builder.coordinator(coordinator);
+        }
+        for former in &options.formerly {
+            builder = builder.formerly(former);
         }
         match builder.start().await {
             Ok(participant) => return Ok(participant),

@@ -13,8 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use deadpool_postgres::Pool;
 use serde_json::{Value, json};
 use tokio_postgres::NoTls;
+use unanimous_bank::bank::{self, Bank as BankCode, Operation};
+use unanimous_participant::{Failure, testing::Trial, watched};
 
 const BANK: &str = env!("CARGO_BIN_EXE_bank");
 
@@ -60,14 +63,22 @@ impl Drop for Bank {
 
 impl Bank {
     fn serve(database: &str) -> Self {
-        let mut process = Command::new(BANK)
+        Self::ready(Self::starting(database).spawn().unwrap())
+    }
+
+    fn starting(database: &str) -> Command {
+        let mut command = Command::new(BANK);
+        command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .env("BANK_NAME", "east")
             .env("BANK_DATABASE_URL", database)
             .env("BANK_COORDINATOR", "http://127.0.0.1:9")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        command
+    }
+
+    /// Waits until it is.
+    fn ready(mut process: Child) -> Self {
         let mut line = String::new();
         let stdout = process.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut line).unwrap();
@@ -115,6 +126,44 @@ fn debit(account: i64, amount: i64) -> Value {
 
 fn credit(account: i64, amount: i64) -> Value {
     json!({"kind": "credit", "account": account, "amount": amount})
+}
+
+/// All that a bank keeps of its accounts and of what moved.
+type Books = (Vec<(i64, i64, i64)>, i64);
+
+#[tokio::test]
+async fn the_banks_code_keeps_its_promises() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let database = fresh_database().await;
+    let config: tokio_postgres::Config = database.parse().unwrap();
+    bank::init(&config, 2, 1_000).await.unwrap();
+    let pool = Pool::builder(watched(config, NoTls))
+        .max_size(5)
+        .build()
+        .unwrap();
+    let look = async || -> Result<Books, Failure> {
+        let connection = pool.get().await?;
+        let accounts = "SELECT id, balance, held FROM accounts ORDER BY id";
+        let accounts = connection.query(accounts, &[]).await?;
+        let accounts = accounts
+            .iter()
+            .map(|row| (row.get(0), row.get(1), row.get(2)));
+        let entries = connection
+            .query_one("SELECT count(*) FROM entries", &[])
+            .await?;
+        Ok((accounts.collect(), entries.get(0)))
+    };
+    let operation = |value: Value| serde_json::from_value::<Operation>(value).unwrap();
+    let mut trial = Trial::start(pool.clone(), || BankCode).await.unwrap();
+    for operations in [
+        vec![operation(debit(1, 10))],
+        vec![operation(credit(2, 10))],
+        vec![operation(debit(1, 10)), operation(credit(2, 10))],
+        // Only three of these can be promised at once.
+        vec![operation(debit(1, 200))],
+    ] {
+        trial.routine(&operations, look).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -265,18 +314,21 @@ async fn a_bank_whose_database_is_not_there_yet_waits_for_it() {
     let (_, name) = later.rsplit_once('/').unwrap();
     let (admin, connection) = tokio_postgres::connect(&database, NoTls).await.unwrap();
     tokio::spawn(connection);
-    let starting = tokio::task::spawn_blocking({
-        let later = later.clone();
-        move || Bank::serve(&later)
-    });
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    assert!(!starting.is_finished());
+    let mut starting = Bank::starting(&later)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(starting.stderr.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("not ready yet")));
+    // It goes on saying so, and somebody has to read it.
+    std::thread::spawn(move || said.for_each(drop));
+    assert!(starting.try_wait().unwrap().is_none(), "it waits");
     admin
         .batch_execute(&format!("CREATE DATABASE {name}"))
         .await
         .unwrap();
     init(&later, 1, 1);
-    let bank = starting.await.unwrap();
+    let bank = Bank::ready(starting);
     assert_eq!(bank.get("/readyz").await.0, 200);
     // Gone again: not ready, and it says so in bounded time.
     for statement in [

@@ -12,6 +12,7 @@ use tokio_postgres::Statement;
 use unanimous_protocol::id::{Prefix, TransactionId};
 
 use super::{LogError, SqlId};
+use crate::crash;
 
 /// Rows dropped by one local transaction, at most: it is short, whatever has piled up.
 const ROWS_MAX: i64 = 1_000;
@@ -75,6 +76,7 @@ async fn prune_on(
          SET LOCAL lock_timeout = {timeout}; SET LOCAL statement_timeout = {timeout}; \
          SET LOCAL idle_in_transaction_session_timeout = {timeout}"
     );
+    crash::point("prune-before");
     let (_, _, dropped, ()) = try_join4(
         connection.batch_execute(&begin),
         connection.execute(&store, &[&sql_prefix(mark.prefix()), &SqlId::of(mark)]),
@@ -82,5 +84,6 @@ async fn prune_on(
         connection.batch_execute("COMMIT"),
     )
     .await?;
+    crash::point("prune-after");
     Ok(dropped >= ROWS_MAX.unsigned_abs())
 }

@@ -3,5 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // `FAILPOINTS` says where it is to die.
+    let _armed = fail::FailScenario::setup();
     unanimous_bank::run()
 }

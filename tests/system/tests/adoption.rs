@@ -15,15 +15,15 @@ use crate::support::{Answer, Clients, Coordinator, On, SOON, Stub, branch};
 const FENCED: i32 = 3;
 
 /// Marks come so often that a busy machine does not make a living node look dead.
-fn in_test_time(program: Program) -> Program {
+pub(crate) fn in_test_time(program: Program) -> Program {
     program.args(["--mark-every", "100ms", "--unseen-for", "3s"])
 }
 
-fn adopts_node_1(program: Program) -> Program {
+pub(crate) fn adopts_node_1(program: Program) -> Program {
     in_test_time(program).args(["--node", "2", "--adopt-node", "1"])
 }
 
-async fn says(coordinator: &Coordinator, words: &str) {
+pub(crate) async fn says(coordinator: &Coordinator, words: &str) {
     until(&format!("it says {words:?}"), SOON, async || {
         let output = coordinator.process.output().expect("its output");
         if output.contains(words) {
@@ -157,9 +157,7 @@ async fn every_client_is_told_what_the_log_holds_when_a_node_is_killed_and_adopt
     clients.turn_to(adopter.url());
     clients.told_more(40).await;
     says(&adopter, "the node is adopted").await;
-    clients
-        .end_and_audit(&adopter.log().url(), participants)
-        .await;
+    clients.end_and_audit(adopter.url(), participants).await;
 }
 
 #[tokio::test]

@@ -33,6 +33,22 @@ fn no_actor_names_a_vote_a_tally_or_a_state() {
     );
 }
 
+#[test]
+fn only_actors_name_the_actor_crate() {
+    let coordinator = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../coordinator/src");
+    for path in sources(&coordinator) {
+        if path.starts_with(coordinator.join("actors")) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(
+            !text.contains("actix::"),
+            "{} names the actor crate",
+            path.display()
+        );
+    }
+}
+
 fn sources(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {

@@ -1,24 +1,25 @@
 //! Real banks on real Postgres, and SIGKILL at a chosen moment: a proxy in front of a bank holds the call, or its
 //! answer, that defines the moment. After every restart both sides must end the same, and soon.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use serde_json::{Value, json};
+use unanimous_lab::audit::{self, Books, Evidence};
+use unanimous_lab::town::{BankAt, Site};
+use unanimous_lab::transfer::Side;
 use unanimous_lab::wait::until;
-use unanimous_lab::{Process, Program, ports, postgres, testing};
+use unanimous_lab::{Load, Process, Program, Transfers, ports, postgres, testing};
 
 use crate::support::coordinator::client;
-use crate::support::{Answer, Coordinator, On, SOON, Stub, on_both_logs};
+use crate::support::{Answer, Checked, Coordinator, On, SOON, Stub, on_both_logs};
 
 /// What a restart may take until all is settled, from the moment the process is started again.
 const SETTLED_WITHIN: Duration = Duration::from_secs(3);
 
 const BANK: &str = env!("CARGO_BIN_EXE_system-bank");
 const OPENING: i64 = 1_000;
+const ACCOUNTS: i64 = 4;
 
 /// A bank as a process, on a database of its own, behind a proxy.
 struct Bank {
@@ -29,10 +30,11 @@ struct Bank {
 }
 
 impl Bank {
-    /// Accounts 1 to 4, each with [`OPENING`].
+    /// Accounts 1 to [`ACCOUNTS`], each with [`OPENING`].
     async fn start(name: &str, database: String, coordinator: &str) -> Self {
         let mut init = Program::new("bank init", BANK)
-            .args(["init", "--accounts", "4", "--balance", &OPENING.to_string()])
+            .args(["init", "--accounts", &ACCOUNTS.to_string()])
+            .args(["--balance", &OPENING.to_string()])
             .args(["--database-url", &database])
             .start()
             .expect("the bank's program starts");
@@ -322,10 +324,19 @@ async fn a_coordinator_killed_with_all_votes_in_but_one_undelivered_aborts_every
 
 impl Town {
     /// Sends a transfer whose decision can not be written, and kills the coordinator with both votes in.
-    async fn killed_while_deciding(&mut self) -> String {
+    async fn killed_while_deciding(&mut self, on: On) -> String {
         let client = self.send_transfer("t1");
         let transaction = self.west.proxy.arrived("prepare", 1).await.transaction();
         self.coordinator.reaches(&transaction, "deciding").await;
+        if let On::Postgres = on {
+            // The server has it, and will carry it out whoever waits for the answer.
+            let log = self.coordinator.log();
+            until("the write waits in the server", SOON, async || {
+                log.waiting_for_a_lock().await == 1
+            })
+            .await
+            .expect("it gets there");
+        }
         self.coordinator.process.kill();
         client
             .await
@@ -342,8 +353,8 @@ impl Town {
 #[tokio::test]
 async fn a_coordinator_killed_with_all_votes_in_before_its_decision_is_durable_aborts_everywhere() {
     let mut town = Town::start(On::Sqlite).await;
-    let held = town.coordinator.log().hold_writes().await;
-    let transaction = town.killed_while_deciding().await;
+    let held = town.coordinator.log().hold_decision("t1").await;
+    let transaction = town.killed_while_deciding(On::Sqlite).await;
     drop(held);
     let restarted = Instant::now();
     town.coordinator.kill_and_restart().await;
@@ -352,13 +363,13 @@ async fn a_coordinator_killed_with_all_votes_in_before_its_decision_is_durable_a
 }
 
 #[tokio::test]
-async fn a_decision_write_that_may_outlive_its_coordinator_ends_the_same_everywhere() {
+async fn a_decision_write_that_outlives_its_coordinator_commits_everywhere() {
     let mut town = Town::start(On::Postgres).await;
     let log = Arc::clone(town.coordinator.log());
-    let held = log.hold_writes().await;
-    let transaction = town.killed_while_deciding().await;
-    // The server does not know that nobody waits for its answer: the write is still under way. The next life may not
-    // read what is unfinished before it has ended (design section 4).
+    let held = log.hold_decision("t1").await;
+    let transaction = town.killed_while_deciding(On::Postgres).await;
+    // The server does not know that nobody waits for its answer: the write is still under way, with the lock on its
+    // epoch. The next life may not read what is unfinished before it has ended (design section 4).
     let release = async {
         let both_wait = "the old life's write and the new life's epoch both wait";
         until(both_wait, SOON, async || {
@@ -370,15 +381,9 @@ async fn a_decision_write_that_may_outlive_its_coordinator_ends_the_same_everywh
     };
     let restarted = Instant::now();
     tokio::join!(town.coordinator.kill_and_restart(), release);
-    // Whether the write had left the dying coordinator is a matter of chance: only the log knows.
-    let shown = town.coordinator.show(&transaction).await.is(200);
-    let ends = if shown.body["outcome"] == "committed" {
-        Ends::Committed
-    } else {
-        Ends::Aborted
-    };
-    town.settles(&transaction, ends, restarted).await;
-    town.repeat_is_told("t1", &transaction, ends).await;
+    town.settles(&transaction, Ends::Committed, restarted).await;
+    town.repeat_is_told("t1", &transaction, Ends::Committed)
+        .await;
 }
 
 async fn a_participant_killed_between_its_yes_and_the_commit_commits(on: On) {
@@ -483,135 +488,51 @@ async fn a_bank_whose_database_is_killed_is_not_ready_and_loses_nothing(on: On) 
     assert_eq!(town.east.balance(1).await, OPENING - 2 * AMOUNT);
 }
 
-/// One transfer of the load: amounts differ, so that a doubled and a lost one can not make up for each other.
-fn transfer_of(number: usize) -> (Value, i64) {
-    let amount = i64::try_from(number % 17).expect("it is small") + 1;
-    let account = number % 4 + 1;
-    let operation = |kind: &str| json!([{"kind": kind, "account": account, "amount": amount}]);
-    let (east, west) = if number.is_multiple_of(2) {
-        ("debit", "credit")
-    } else {
-        ("credit", "debit")
-    };
-    let body = json!({"commit": true, "timeout_ms": 10_000, "branches": [
-        {"participant": "east", "operations": operation(east)},
-        {"participant": "west", "operations": operation(west)},
-    ]});
-    (body, amount)
-}
-
-/// Repeats the request with its key until it is told how it ended: the transaction, where it committed.
-async fn told(client: &reqwest::Client, url: &str, number: usize) -> Option<String> {
-    let (body, _) = transfer_of(number);
-    until(
-        &format!("transfer {number} is told"),
-        3 * SOON,
-        async || {
-            let request = client.post(format!("{url}/v1/transactions"));
-            let request = request
-                .header("idempotency-key", format!("transfer {number}"))
-                .json(&body);
-            match Answer::try_of(request).await {
-                Ok(answer) if answer.status == 200 => Ok(Some(answer.id())),
-                Ok(answer) if answer.status == 409 => Ok(None),
-                Ok(answer) => Err(answer.text),
-                Err(error) => Err(error.to_string()),
-            }
-        },
-    )
-    .await
-    .expect("every client is told")
-}
-
 async fn no_transfer_is_lost_or_doubled_while_coordinator_and_bank_are_killed(on: On) {
     const TRANSFERS: usize = 400;
     const CLIENTS: usize = 16;
+    const KILLS: usize = 4;
     let mut town = Town::start(on).await;
-    let url = town.coordinator.url().to_owned();
-    let (client, next) = (client(), AtomicUsize::new(0));
-    let clients = (0..CLIENTS).map(|_| async {
-        let mut committed = Vec::new();
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= TRANSFERS {
-                return committed;
-            }
-            if let Some(transaction) = told(&client, &url, number).await {
-                committed.push((transaction, number));
-            }
-        }
-    });
-    let kills = async {
-        for kill in 1..=4 {
-            until("the load goes on", 3 * SOON, async || {
-                next.load(Ordering::Relaxed) > kill * TRANSFERS / 6
-            })
-            .await
-            .expect("it goes on");
-            if kill.is_multiple_of(2) {
-                let bank = &mut town.west.process;
-                bank.restart().expect("the bank starts again");
-                bank.wait_for_line("ready ", SOON)
-                    .await
-                    .expect("it becomes ready");
-            } else {
-                town.coordinator.kill_and_restart().await;
-            }
-        }
+    let work = Transfers {
+        seed: 1,
+        accounts: ACCOUNTS,
+        amount_max: 17,
     };
-    let (committed, ()) = tokio::join!(join_all(clients), kills);
-    let committed: BTreeMap<_, _> = committed.into_iter().flatten().collect();
-    assert!(
-        committed.len() > TRANSFERS / 2,
-        "only {} committed",
-        committed.len()
-    );
-    for bank in [&town.east, &town.west] {
-        until(
-            &format!("nothing is in doubt at {}", bank.proxy.name),
-            SOON,
-            async || bank.in_doubt().await == 0,
-        )
-        .await
-        .expect("all settles");
+    let site = town.site();
+    let before = Books::read_both(&site).await.expect("books can be read");
+    let load = Load::start(Checked(work), CLIENTS, town.coordinator.address());
+    load.allow(TRANSFERS);
+    for kill in 1..=KILLS {
+        let told = load.told_at_least(kill * TRANSFERS / (KILLS + 2)).await;
+        assert!(told.expect("the load goes on"), "a client gave up");
+        if kill.is_multiple_of(2) {
+            let bank = &mut town.west.process;
+            bank.restart().expect("the bank starts again");
+            bank.wait_for_line("ready ", SOON)
+                .await
+                .expect("it becomes ready");
+        } else {
+            town.coordinator.kill_and_restart().await;
+        }
     }
-    town.audit(&committed).await;
+    let ended = load.finish().await.expect("every client is told");
+    audit::settled(&site, SOON).await.expect("all settles");
+    let evidence = Evidence::collect(&site, ended.asked, work.by_key(TRANSFERS), before);
+    let report = evidence.await.expect("books and log can be read").examine();
+    assert_eq!(report.findings, []);
+    assert_eq!(report.told.committed + report.told.aborted, TRANSFERS);
+    assert!(report.told.committed > TRANSFERS / 2, "{report:?}");
 }
 
 impl Town {
-    /// Every transfer that a client was told to be committed moved its money once at both banks, and nothing else did.
-    async fn audit(&self, committed: &BTreeMap<String, usize>) {
-        for (bank, debits_even) in [(&self.east, true), (&self.west, false)] {
-            let database = postgres::connect(&bank.database)
-                .await
-                .expect("the database answers");
-            let rows = database
-                .query("SELECT transaction, amount, account FROM entries", &[])
-                .await
-                .expect("entries can be read");
-            let mut moved = BTreeMap::new();
-            for row in &rows {
-                let earlier = moved.insert(row.get::<_, String>(0), row.get::<_, i64>(1));
-                assert_eq!(earlier, None, "applied twice: {}", row.get::<_, String>(0));
-            }
-            let expected: BTreeMap<_, _> = committed
-                .iter()
-                .map(|(transaction, &number)| {
-                    let (_, amount) = transfer_of(number);
-                    let debit = (number.is_multiple_of(2)) == debits_even;
-                    (transaction.clone(), if debit { -amount } else { amount })
-                })
-                .collect();
-            assert_eq!(moved, expected, "at {}", bank.proxy.name);
-            assert_eq!(
-                bank.entries_and_held("").await.1,
-                0,
-                "something is still held"
-            );
-            let total = bank.get("/total").await["balance"]
-                .as_i64()
-                .expect("a balance");
-            assert_eq!(total, 4 * OPENING + expected.values().sum::<i64>());
-        }
+    /// Where the one audit looks.
+    fn site(&self) -> Site {
+        let at = |side, bank: &Bank| BankAt {
+            side,
+            url: bank.url.clone(),
+            database_url: bank.database.clone(),
+        };
+        let banks = [at(Side::East, &self.east), at(Side::West, &self.west)];
+        Site::new(self.coordinator.url(), banks).expect("a client can be made")
     }
 }

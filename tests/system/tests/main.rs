@@ -8,9 +8,15 @@ mod api;
 #[cfg(test)]
 mod arrows;
 #[cfg(test)]
+mod audit;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod demo;
 #[cfg(test)]
 mod kills;
+#[cfg(test)]
+mod kit;
 #[cfg(test)]
 mod logs;
 #[cfg(test)]

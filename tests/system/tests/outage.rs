@@ -101,7 +101,7 @@ async fn a_load_survives(outage: Outage) {
     })
     .await
     .expect("without a restart");
-    clients.end_and_audit(&log.url(), participants).await;
+    clients.end_and_audit(coordinator.url(), participants).await;
     assert_eq!(north.seen_of("prepare").len(), 1);
 }
 

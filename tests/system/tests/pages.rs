@@ -40,12 +40,21 @@ const OPERATIONS: Known = &[(
     Treated::Serves(&["http://127.0.0.1:7081/readyz"]),
 )];
 
+const PARTICIPANTS: Known = &[(
+    "cat >restart.sh",
+    Treated::Exempt("a test of its own runs all checks, with such a script: it takes a minute"),
+)];
+
 const README: Known = &[
     (
         "make demo",
         Treated::Exempt("a test of its own runs the demo, and `make test` runs this one"),
     ),
     (BY_HAND, Treated::Serves(READY)),
+    (
+        "target/debug/unanimous-lab demo --log postgres",
+        Treated::Exempt("`demo.rs` runs the demo with each of these flags"),
+    ),
 ];
 
 fn read_page(name: &str) -> String {
@@ -95,6 +104,9 @@ impl Surroundings {
         .map(|(name, address)| (name, substituted(address, &elsewhere)));
         let mut shell = Shell::start(&environment);
         shell.install("unanimous", BINARY);
+        // Built with all programs, beside ours.
+        let lab = Path::new(BINARY).with_file_name("unanimous-lab");
+        shell.install("unanimous-lab", lab.to_str().expect("a path in UTF-8"));
         Self {
             shell,
             elsewhere,
@@ -191,6 +203,129 @@ async fn an_operators_commands_do_what_the_page_says() {
     surroundings.set_up_by_hand().await;
     let name = "docs/OPERATIONS.md";
     surroundings.run(name, &page(name), OPERATIONS).await;
+}
+
+#[tokio::test]
+async fn an_implementers_commands_do_what_the_page_says() {
+    let mut surroundings = Surroundings::new().await;
+    surroundings.set_up_by_hand().await;
+    let name = "docs/PARTICIPANTS.md";
+    surroundings.run(name, &page(name), PARTICIPANTS).await;
+}
+
+/// What a contributor types runs these tests, so it is not run by one of them.
+#[test]
+fn the_one_test_that_a_contributor_is_shown_is_there() {
+    let blocks = page("CONTRIBUTING.md");
+    let [block] = blocks.as_slice() else {
+        panic!("another block to look at: {blocks:?}");
+    };
+    assert!(
+        block
+            .text
+            .starts_with("cargo build --workspace --bins --tests\n")
+    );
+    let command =
+        "\ntarget/debug/unanimous-lab with-clusters -- cargo nextest run --workspace -E 'test(";
+    let (_, rest) = block.text.split_once(command).expect("it runs one test");
+    let name = rest.trim_end().trim_end_matches(")'");
+    let tests = read_page("lab/tests/processes.rs");
+    assert!(tests.contains(&format!("\nasync fn {name}()")), "{name}");
+}
+
+/// Pages whose blocks are run or looked at by a test here.
+const TYPED: [&str; 5] = [
+    "README.md",
+    "docs/API.md",
+    "docs/OPERATIONS.md",
+    "docs/PARTICIPANTS.md",
+    "CONTRIBUTING.md",
+];
+
+/// Every page of the project, by its path below the root.
+fn all_pages() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut pages = Vec::new();
+    for directory in [".", "docs", "docs/adr"] {
+        let entries = std::fs::read_dir(root.join(directory)).expect("the directory is there");
+        for entry in entries {
+            let name = entry.expect("it can be listed").file_name();
+            let name = name.into_string().expect("names are text");
+            if name.ends_with(".md") {
+                let path = format!("{directory}/{name}");
+                pages.push(path.trim_start_matches("./").to_owned());
+            }
+        }
+    }
+    assert!(pages.len() > 10, "{pages:?}");
+    pages
+}
+
+#[test]
+fn a_page_with_something_to_type_is_run() {
+    for page in all_pages() {
+        let has_any = !blocks(&read_page(&page)).is_empty();
+        let is_run = TYPED.contains(&page.as_str());
+        assert_eq!(has_any, is_run, "{page}: run its blocks by a test here");
+    }
+}
+
+#[test]
+fn every_make_target_that_a_page_names_is_there() {
+    let makefile = read_page("Makefile");
+    let is_target = |name: &str| makefile.contains(&format!("\n{name}:"));
+    let mut named = 0;
+    for page in all_pages() {
+        let text = read_page(&page);
+        // In a line of code, or at the beginning of one that is typed.
+        for (at, _) in text.match_indices("make ") {
+            if !matches!(text[..at].chars().next_back(), Some('`' | '\n')) {
+                continue;
+            }
+            let rest = &text[at + "make ".len()..];
+            let end = rest.find(|letter: char| !letter.is_ascii_lowercase() && letter != '-');
+            let name = &rest[..end.unwrap_or(rest.len())];
+            // Prose wraps, and a line of it may begin with the word.
+            let is_code = text[..at].ends_with('`') || blocks_have(&text, name);
+            if is_code {
+                assert!(is_target(name), "{page}: `make {name}`");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 10, "only {named} were seen");
+}
+
+/// Whether a block of the page types `make` with this target.
+fn blocks_have(page: &str, target: &str) -> bool {
+    let line = format!("make {target}");
+    let blocks = blocks(page);
+    let mut lines = blocks.iter().flat_map(|block| block.text.lines());
+    lines.any(|typed| typed.starts_with(&line))
+}
+
+#[test]
+fn every_link_to_a_file_leads_to_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut checked = 0;
+    for page in all_pages() {
+        let text = read_page(&page);
+        for (_, rest) in text
+            .match_indices("](")
+            .map(|(at, _)| text.split_at(at + 2))
+        {
+            let target = rest.split(')').next().unwrap_or_default();
+            let path = target.split('#').next().unwrap_or_default();
+            if path.is_empty() || path.contains("://") {
+                continue;
+            }
+            let below = Path::new(&page).parent().unwrap_or(Path::new(""));
+            let file = root.join(below).join(path);
+            assert!(file.exists(), "{page}: {target}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "only {checked} were seen");
 }
 
 /// What is described before it is built.

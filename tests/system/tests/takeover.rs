@@ -34,9 +34,7 @@ async fn the_older_of_two_coordinators_of_one_node_ends_and_every_client_was_tol
     );
     clients.turn_to(newer.url());
     clients.told_more(40).await;
-    clients
-        .end_and_audit(&newer.log().url(), participants)
-        .await;
+    clients.end_and_audit(newer.url(), participants).await;
 }
 
 #[tokio::test]

@@ -381,7 +381,7 @@ async fn measured_64_clients_share_decision_writes() {
             let mut client = Lean::connect(address).await.unwrap();
             for _ in 0..EACH {
                 let answer = client.post("/v1/transactions", &[], text.clone()).await;
-                assert_eq!(answer.unwrap().0, 200);
+                assert_eq!(answer.unwrap().status(), 200);
             }
         });
     }

@@ -16,19 +16,26 @@
 //! One exemption: a commit in which no branch updates anything, without an idempotency key, is unforced. It may be
 //! told "committed", be lost, and be told "aborted": for a transaction without effects both say the same.
 
+mod branches;
+mod over;
+mod told;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use unanimous_protocol::{
     branch::State,
-    id::{LogIdentity, ParticipantName, Prefix, TransactionId},
-    life::Judgement,
-    message::{Inform, Reply, RequestKind, Vote},
-    record::{AbortCode, Decision, IdempotencyKey, Outcome, Part, Record, Verdict},
+    coordinator::Alarm,
+    id::{Epoch, LogIdentity, ParticipantName, Prefix, TransactionId},
+    life::Writer,
+    operations::BodyDigest,
+    record::{Decision, IdempotencyKey, KeyClaim, Outcome, Part, Record, Verdict},
 };
 
 /// What is known of one branch.
 #[derive(Debug, Default)]
 struct Seen {
+    /// A coordinator asked it to prepare.
+    asked: bool,
     /// What a crash would leave of its row.
     durable: Option<State>,
     said_yes: bool,
@@ -46,7 +53,11 @@ struct Seen {
 /// What is known of one transaction.
 #[derive(Debug, Default)]
 struct Known {
+    /// A life issued the id. Others are made up.
+    begun: bool,
     key: Option<IdempotencyKey>,
+    /// What it was begun with.
+    request: Option<BodyDigest>,
     /// The durable decision; it outlives the record.
     decision: Option<Decision>,
     told_aborted: bool,
@@ -75,6 +86,10 @@ pub(crate) struct Checker {
     violation: Option<String>,
     transactions: BTreeMap<TransactionId, Known>,
     keys: BTreeMap<IdempotencyKey, KeyFacts>,
+    /// The last transaction that each life began for a key.
+    /// Transactions of which nothing is left, and which this checker has forgotten.
+    over: BTreeSet<TransactionId>,
+    running: BTreeMap<(IdempotencyKey, Prefix, Epoch), TransactionId>,
     epochs: BTreeMap<Prefix, u32>,
     /// The log's identity, once it has been given a new one.
     identity: Option<LogIdentity>,
@@ -104,16 +119,35 @@ impl Checker {
         }
     }
 
-    pub(crate) fn begun(&mut self, id: TransactionId, key: Option<&IdempotencyKey>) {
-        let repeated = self.transactions.contains_key(&id);
+    pub(crate) fn begun(&mut self, id: TransactionId, claim: Option<&KeyClaim>) {
+        let repeated = self.transactions.get(&id).is_some_and(|known| known.begun);
         self.require(!repeated, || format!("id {id} was issued twice"));
         let known = self.transactions.entry(id).or_default();
-        known.key = key.cloned();
+        known.begun = true;
+        known.key = claim.map(|claim| claim.key.clone());
+        known.request = claim.map(|claim| claim.request);
         known.undecided = true;
+        let Some(claim) = claim else {
+            return;
+        };
+        // Rule 21: a repeat does no work twice, in one life.
+        let runs = self
+            .running
+            .insert((claim.key.clone(), id.prefix(), id.epoch()), id);
+        let other = runs.filter(|other| self.transactions[other].undecided);
+        self.require(other.is_none(), || {
+            format!(
+                "{id} is begun for key {}, which {other:?} of this life runs",
+                claim.key
+            )
+        });
     }
 
     /// Whether its owner has still to decide it.
     pub(crate) fn stands(&mut self, id: TransactionId, undecided: bool) {
+        if self.over.contains(&id) {
+            return;
+        }
         self.transactions.entry(id).or_default().undecided = undecided;
     }
 
@@ -157,15 +191,6 @@ impl Checker {
         self.require(went_back, || format!("the log did not go back, but: {why}"));
     }
 
-    /// Nothing is known of an id that was issued: only after the log lost the epoch it was issued in.
-    pub(crate) fn judged_unknown(&mut self, id: TransactionId, judgement: Judgement) {
-        let issued = self.transactions.contains_key(&id);
-        let excused = !issued || self.went_back;
-        self.require(excused, || {
-            format!("an id that was issued is {judgement:?}: {id}")
-        });
-    }
-
     fn is_fenced(&self, id: TransactionId) -> bool {
         self.identity
             .is_some_and(|identity| identity != id.identity())
@@ -175,11 +200,27 @@ impl Checker {
                 .is_some_and(|epoch| id.epoch().number() < *epoch)
     }
 
+    /// A life ends itself because somebody newer rules: there must be somebody.
+    pub(crate) fn ends_as_fenced(&mut self, writer: &Writer) {
+        let prefix = Prefix {
+            identity: writer.identity,
+            node: writer.node,
+        };
+        let renamed = self
+            .identity
+            .is_some_and(|identity| identity != writer.identity);
+        let newest = self.epochs.get(&prefix).copied().unwrap_or_default();
+        self.require(renamed || newest > writer.epoch.number(), || {
+            format!("a life ends as fenced, and nobody has fenced {writer}")
+        });
+    }
+
     /// A record has become durable.
     pub(crate) fn log_durable(&mut self, record: &Record) {
         let id = record.header.id;
         let decision = &record.decision;
-        let Some(known) = self.transactions.get_mut(&id) else {
+        let known = self.transactions.get_mut(&id).filter(|known| known.begun);
+        let Some(known) = known else {
             return self.violated(format!("a record of {id}, which nobody began"));
         };
         if let Some(earlier) = &known.decision {
@@ -326,342 +367,24 @@ impl Checker {
         });
     }
 
-    /// A coordinator calls a branch.
-    pub(crate) fn coordinator_asks(
-        &mut self,
-        id: TransactionId,
-        participant: &ParticipantName,
-        kind: RequestKind,
-    ) {
-        match kind {
-            RequestKind::Prepare => {}
-            RequestKind::Commit => self.told_branch(id, participant, Inform::Committed),
-            RequestKind::Abort => self.told_branch(id, participant, Inform::Aborted),
-        }
-    }
-
-    /// A coordinator tells a branch its outcome.
-    pub(crate) fn told_branch(
-        &mut self,
-        id: TransactionId,
-        participant: &ParticipantName,
-        inform: Inform,
-    ) {
-        let fenced = self.is_fenced(id);
-        let known = self.transactions.entry(id).or_default();
-        let may_still_commit = known.undecided && known.decision.is_none() && !fenced;
-        let seen = known.branches.entry(participant.clone()).or_default();
-        let updates = known.decision.as_ref().is_some_and(|decision| {
-            decision.verdict == Verdict::Commit
-                && decision.branches.get(participant) == Some(&Part::Updates)
-        });
-        match inform {
-            Inform::Pending => {}
-            Inform::Committed => self.require(updates, || {
-                format!("{participant} is told that {id} is committed, without a durable record")
-            }),
-            Inform::Aborted => {
-                seen.told_aborted = true;
-                // After the branch has acknowledged and the record is gone, "aborted" moves nothing.
-                let gone = known.forgotten || known.lost;
-                let over = gone && seen.said_committed || known.betrayed;
-                self.require(!updates || over, || {
-                    format!("AC1: {participant} is told that {id} is aborted, but it is committed")
-                });
-                self.require(!may_still_commit, || {
-                    format!("{participant} is told that {id} is aborted, which may still commit")
-                });
-            }
-        }
-    }
-
-    /// A coordinator tells a client; by the key, or by the id.
-    pub(crate) fn told_client(
-        &mut self,
-        id: TransactionId,
-        outcome: Outcome,
-        code: Option<AbortCode>,
-        by_key: Option<&IdempotencyKey>,
-    ) {
-        let fenced = self.is_fenced(id);
-        let known = self.transactions.entry(id).or_default();
-        // A reading from before the retention ended may be told after it, when the key is free again.
-        let key_is_free = known.refused || known.forgotten || known.lost;
-        let refused = known.refused;
-        let may_still_commit = known.undecided && known.decision.is_none() && !fenced;
-        let durable = known.decision.as_ref();
-        let unforced = known.key.is_none() && durable.is_none_or(is_without_effects);
-        match outcome {
-            Outcome::Committed => {
-                known.told_committed = true;
-                // Without a durable record it must be one without effects: no branch of it may be in doubt. But for one that
-                // voted read-only, and yes to a late duplicate: it is told "aborted" (rule 16).
-                let holds = durable.is_some_and(|d| d.verdict == Verdict::Commit)
-                    || (unforced
-                        && !known
-                            .branches
-                            .values()
-                            .any(|seen| seen.said_yes && !seen.said_read_only));
-                self.require(holds, || {
-                    format!("a client is told that {id} is committed, without a durable record")
-                });
-            }
-            Outcome::Aborted => {
-                known.told_aborted = true;
-                let committed = durable.is_some_and(|d| d.verdict == Verdict::Commit);
-                // Until somebody notices that the log went back, its silence is believed (docs/PROOF.md).
-                let holds = !committed || unforced || known.lost;
-                let recorded = durable.is_some();
-                let keyed = known.key.clone();
-                self.require(holds && !may_still_commit, || {
-                    format!("a client is told that {id} is aborted, but it is or may be committed")
-                });
-                // Rule 21: with a key an abort is durable before it is told.
-                if let Some(key) = keyed {
-                    let winner = self.keys.get(&key).and_then(|facts| facts.holder);
-                    let lost = code == Some(AbortCode::Duplicate)
-                        && winner.is_none_or(|winner| winner != id);
-                    self.require(recorded || fenced || lost || refused, || {
-                        format!("a client is told that {id} (key {key}) is aborted: not durable")
-                    });
-                }
-            }
-        }
-        if let Some(key) = by_key
-            && !key_is_free
-        {
-            let facts = self.keys.entry(key.clone()).or_default();
-            let holder = facts.holder;
-            let first = *facts.told.get_or_insert((id, outcome));
-            self.require(first == (id, outcome), || {
-                format!("by key {key} clients are told {first:?} and {id} {outcome:?}")
-            });
-            self.require(holder.is_none_or(|holder| holder == id), || {
-                format!("by key {key} a client is told of {id}, but {holder:?} holds it")
-            });
-        }
-    }
-
-    /// Whether a branch answered read-only and then yes: a late duplicate of its prepare found something to do.
-    pub(crate) fn changed_from_read_only(&self, id: TransactionId, name: &ParticipantName) -> bool {
-        let known = self.transactions.get(&id);
-        known
-            .and_then(|known| known.branches.get(name))
-            .is_some_and(|seen| seen.said_read_only)
-    }
-
-    /// A participant answers; called when the answer leaves.
-    pub(crate) fn participant_says(
-        &mut self,
-        id: TransactionId,
-        participant: &ParticipantName,
-        reply: &Reply,
-        visible: Option<&State>,
-        durable: Option<&State>,
-    ) {
-        let betrayed = self.is_betrayed(id);
-        let expected = self.expects_alarms;
-        let committed = self.transactions.get(&id).is_some_and(|known| {
-            let decision = known.decision.as_ref();
-            decision.is_some_and(|decision| {
-                decision.verdict == Verdict::Commit
-                    && decision.updating().any(|name| name == participant)
-            })
-        });
-        let seen = self.seen(id, participant);
-        let holds = match reply {
-            Reply::Vote(Vote::Yes) => {
-                seen.said_yes = true;
-                // `Aborted` where the coordinator's word overtook the answer, and nothing where pruning did, too.
-                let overtaken = seen.pruned && matches!(visible, Some(State::Pruned { .. }));
-                overtaken
-                    || matches!(
-                        durable,
-                        Some(State::Prepared { .. } | State::Committed { .. } | State::Aborted)
-                    )
-            }
-            Reply::Vote(Vote::ReadOnly) => {
-                seen.said_read_only = true;
-                true
-            }
-            Reply::Vote(Vote::No(_)) => {
-                // A no after a yes is only repeated news of an abort.
-                !matches!(
-                    durable,
-                    Some(State::Prepared { .. } | State::Committed { .. })
-                ) || matches!(visible, Some(State::Aborted))
-                    || betrayed
-            }
-            Reply::Committed => {
-                seen.said_committed = true;
-                let overtaken = seen.pruned && matches!(visible, Some(State::Pruned { .. }));
-                matches!(durable, Some(State::Committed { .. })) || (overtaken && committed)
-            }
-            // Below the mark the absence of a row says so, of what did not commit.
-            Reply::Aborted => match visible {
-                Some(State::Pruned { .. }) => !committed,
-                Some(State::Aborted | State::Refused { .. } | State::Tombstone) => true,
-                Some(
-                    State::Absent
-                    | State::Active { .. }
-                    | State::Working { .. }
-                    | State::Prepared { .. }
-                    | State::Applying { .. }
-                    | State::Undoing
-                    | State::Committed { .. },
-                )
-                | None => false,
-            },
-            // To a late duplicate of a commit that was acknowledged long ago.
-            Reply::VoteLost if seen.pruned && seen.said_committed => true,
-            // Where nobody loses a durable row, nobody answers these.
-            Reply::VoteLost | Reply::OutcomeDiffers => betrayed || expected,
-        };
-        self.require(holds, || {
-            format!("{participant} says {reply:?} of {id}: row {visible:?}, durably {durable:?}")
-        });
-    }
-
-    fn seen(&mut self, id: TransactionId, participant: &ParticipantName) -> &mut Seen {
-        let known = self.transactions.entry(id).or_default();
-        known.branches.entry(participant.clone()).or_default()
-    }
-
-    /// A client is told that a piece of interactive work is done.
-    pub(crate) fn work_done(
-        &mut self,
-        id: TransactionId,
-        participant: &ParticipantName,
-        piece: u32,
-    ) {
-        self.seen(id, participant).done.insert(piece);
-    }
-
-    /// A local transaction of a participant has changed a row.
-    pub(crate) fn row_changed(
-        &mut self,
-        id: TransactionId,
-        participant: &ParticipantName,
-        before: Option<&State>,
-        after: &State,
-        applied: u32,
-        work: &BTreeSet<u32>,
-    ) {
-        let betrayed = self.is_betrayed(id);
-        let decision = self
-            .transactions
-            .get(&id)
-            .and_then(|known| known.decision.clone());
-        let updates = decision.as_ref().is_some_and(|decision| {
-            decision.verdict == Verdict::Commit
-                && decision.branches.get(participant) == Some(&Part::Updates)
-        });
-        let seen = self.seen(id, participant);
-        if matches!(after, State::Prepared { .. }) {
-            seen.prepared.clone_from(work);
-        }
-        let told_aborted = seen.told_aborted;
-        // A lost row can be refused where the log has committed; it can not commit where the log has not.
-        let updates = updates && (!betrayed || matches!(after, State::Committed { .. }));
-        let moves = match (before, after) {
-            (None, State::Prepared { .. } | State::Refused { .. } | State::Tombstone) => true,
-            (Some(State::Prepared { .. }), State::Committed { .. } | State::Aborted) => true,
-            (before, after) => before == Some(after),
-        };
-        self.require(moves, || {
-            format!("AC2: {participant}'s row of {id} goes from {before:?} to {after:?}")
-        });
-        let committed = matches!(after, State::Committed { .. });
-        self.require(applied == u32::from(committed), || {
-            format!("{participant} has applied {id} {applied} times, its row is {after:?}")
-        });
-        match after {
-            State::Committed { .. } => self.require(updates, || {
-                format!("AC1: {participant} commits {id}, which the log has not committed")
-            }),
-            State::Aborted => {
-                self.require(!updates, || {
-                    format!("AC1: {participant} aborts {id}, which is committed")
-                });
-                self.require(told_aborted, || {
-                    format!("{participant} aborts {id} after its yes, without being told")
-                });
-            }
-            State::Refused { .. } | State::Tombstone => self.require(!updates, || {
-                format!("AC1: {participant} refuses {id}, which is committed")
-            }),
-            State::Prepared { .. } => {}
-            State::Absent
-            | State::Pruned { .. }
-            | State::Active { .. }
-            | State::Working { .. }
-            | State::Applying { .. }
-            | State::Undoing => self.violated(format!("{participant} stores {after:?} for {id}")),
-        }
-    }
-
-    /// What a crash would leave of a row.
-    pub(crate) fn row_durable(
-        &mut self,
-        id: TransactionId,
-        participant: &ParticipantName,
-        state: Option<&State>,
-    ) {
-        self.seen(id, participant).durable = state.cloned();
-    }
-
-    /// A row with an outcome is dropped below the low-water mark: nobody may need it any more (rule 15).
-    pub(crate) fn pruned(&mut self, id: TransactionId, participant: &ParticipantName) {
-        let excused = self.went_back || self.is_betrayed(id);
-        let fenced = self.is_fenced(id);
-        let Some(known) = self.transactions.get_mut(&id) else {
-            return self.violated(format!("{participant} drops {id}, which nobody began"));
-        };
-        let may_still_commit = known.undecided && known.decision.is_none() && !fenced;
-        let commit = known
-            .decision
-            .iter()
-            .filter(|decision| decision.verdict == Verdict::Commit);
-        let open = commit.flat_map(Decision::updating).any(|name| {
-            !known
-                .branches
-                .get(name)
-                .is_some_and(|seen| seen.said_committed)
-        });
-        known
-            .branches
-            .entry(participant.clone())
-            .or_default()
-            .pruned = true;
-        self.require(!may_still_commit && !open || excused, || {
-            format!("{participant} drops its row of {id}, which is not finished")
-        });
-    }
-
-    /// A prepare is refused because of the low-water mark: only a late one may be.
-    pub(crate) fn refused_below_the_mark(
-        &mut self,
-        id: TransactionId,
-        participant: &ParticipantName,
-    ) {
-        let fenced = self.is_fenced(id);
-        let excused = self.went_back;
-        let known = self.transactions.entry(id).or_default();
-        let is_live = known.undecided && known.decision.is_none() && !fenced;
-        self.require(!is_live || excused, || {
-            format!("{participant} refuses a live prepare of {id} as below its low-water mark")
-        });
-    }
-
     /// A machine raised an alarm; in this world nobody lies, so there is no cause for one.
-    pub(crate) fn alarm(&mut self, id: TransactionId, what: String) {
+    pub(crate) fn alarm(&mut self, id: TransactionId, what: &Alarm) {
         if self.expects_alarms {
             return;
         }
         // A zombie may see a branch change its mind: the branch asked the successor in between.
         let fenced = self.is_fenced(id);
-        let excused = fenced || self.is_betrayed(id);
-        self.require(excused, || format!("alarm for {id}: {what}"));
+        // And an answer may come here after its call was given up, also the read-only vote that was asked for again, and
+        // turned to a yes. No courier hears such an answer.
+        let overtaken = match what {
+            Alarm::VoteChanged(name) => self.changed_from_read_only(id, name),
+            Alarm::VoteLost(_)
+            | Alarm::OutcomeDiffers(_)
+            | Alarm::BelowLowWater(_)
+            | Alarm::DecisionContradicted => false,
+        };
+        let excused = fenced || overtaken || self.is_betrayed(id);
+        self.require(excused, || format!("alarm for {id}: {what:?}"));
     }
 
     /// Every transaction and its durable decision, where it has one.

@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     /// Asked of the participants afterwards.
     pub(crate) work: Vec<(ParticipantName, String)>,
     pub(crate) timeout: Millis,
+    /// Between beginning and going on.
+    pub(crate) pause: Millis,
     pub(crate) end: End,
 }
 
@@ -60,6 +62,8 @@ pub(crate) struct Client {
     question: u64,
     tries: u32,
     asks_again: u32,
+    /// Its timer will go off.
+    waits: bool,
     /// Where it was sent to.
     node: Option<Node>,
 }
@@ -74,6 +78,7 @@ impl Client {
             question: 0,
             tries: 0,
             asks_again: 3,
+            waits: true,
             node: None,
         }
     }
@@ -86,6 +91,15 @@ impl Client {
     /// Of its transaction, once it knows one.
     pub(crate) fn id(&self) -> Option<TransactionId> {
         self.id
+    }
+
+    /// Nothing will come of it any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        match self.stage {
+            Stage::Gone => true,
+            Stage::Done => !self.waits,
+            Stage::Beginning | Stage::Working(_) | Stage::Ending(_) | Stage::AskingAgain => false,
+        }
     }
 
     fn asker(&mut self) -> Asker {
@@ -123,12 +137,17 @@ impl Client {
         self.send(s);
     }
 
+    /// Whether it begins and commits in one request.
+    fn commits(&self) -> bool {
+        self.plan.end == End::AtOnce
+    }
+
     fn begin(&self) -> Question {
         Question::Begin {
             key: self.plan.key.clone(),
             request: self.plan.request,
             branches: self.plan.branches.clone(),
-            commit: self.plan.end == End::AtOnce,
+            commit: self.commits(),
             timeout: self.plan.timeout,
         }
     }
@@ -138,6 +157,8 @@ impl Client {
         // Mostly the coordinator that it began at; any other one must answer truly, too.
         let node = self.id.map(TransactionId::node);
         let node = node.filter(|_| s.rng.chance(8_000)).or(self.node.take());
+        // Where nobody runs it, a load balancer finds somebody else.
+        let node = node.filter(|node| s.listening.iter().any(|(of, _)| of == node));
         match (self.stage, self.id) {
             (Stage::Beginning, _) => {
                 let question = self.begin();
@@ -178,9 +199,10 @@ impl Client {
                 s.ask(node, asker, question);
             }
             (Stage::AskingAgain, id) => {
-                let question = match (&self.plan.key, id) {
-                    (Some(_), _) | (None, None) => self.begin(),
-                    (None, Some(id)) => Question::Get(id),
+                // Where the key is free again, a begin that does not commit would leave something open.
+                let question = match id.filter(|_| self.plan.key.is_none() || !self.commits()) {
+                    None => self.begin(),
+                    Some(id) => Question::Get(id),
                 };
                 s.ask(node, asker, question);
             }
@@ -234,7 +256,10 @@ impl Client {
                 } else {
                     Stage::Working(0)
                 };
-                self.send(s);
+                match self.plan.pause {
+                    0 => self.send(s),
+                    pause => self.again_after(pause, s),
+                }
             }
             Said::Committed(id) => {
                 self.id = Some(*id);
@@ -260,13 +285,16 @@ impl Client {
 
     fn done(&mut self, s: &mut Surroundings) {
         self.stage = Stage::Done;
+        self.waits = false;
         self.tries = 0;
         self.question += 1;
-        if self.asks_again > 0 && (self.id.is_some() || self.plan.key.is_some()) {
+        if self.asks_again > 0 && (self.id.is_some() || (self.plan.key.is_some() && self.commits()))
+        {
             self.asks_again -= 1;
             if s.rng.chance(4_000) {
                 let delay = s.rng.between(500, 60_000);
                 self.again_after(delay, s);
+                self.waits = true;
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Disk<K, V> {
     cells: BTreeMap<K, V>,
     /// For each local transaction that is not durable, oldest first, what its cells held before.
@@ -34,6 +34,16 @@ impl<K: Ord + Clone, V: Clone> Disk<K, V> {
 
     pub(crate) fn cells(&self) -> impl Iterator<Item = (&K, &V)> {
         self.cells.iter()
+    }
+
+    /// Drops what is no part of what is simulated, and long durable.
+    pub(crate) fn drop_instrument(&mut self, key: &K) -> Option<V> {
+        self.cells.remove(key)
+    }
+
+    /// The cells from one on.
+    pub(crate) fn cells_from(&self, first: K) -> impl Iterator<Item = (&K, &V)> {
+        self.cells.range(first..)
     }
 
     /// What a crash would leave of this cell at worst.

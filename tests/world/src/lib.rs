@@ -5,7 +5,7 @@
 //! in `coordinator` and `participant` carry out what the machines say, over a decision log (`log`) and disks
 //! (`disk`) that keep no more than they have promised. `checker` watches.
 //!
-//! What no world has yet: heuristic decisions, and nodes that adopt one another.
+//! What no world has yet: heuristic decisions.
 //! `docs/PROOF.md` says what is checked, and what is not.
 //!
 //! `cargo run -p unanimous-world -- --seed N` prints the event log of one world.
@@ -25,4 +25,4 @@ mod words;
 mod world;
 
 pub use surroundings::Counters;
-pub use world::{Failure, Size, replay, run};
+pub use world::{Failure, Maxima, Size, replay, run, run_long};

@@ -22,17 +22,24 @@ const UNCLEAR_AT_MOST: i64 = 45_000;
 /// Of the first log; a new identity counts on from there.
 const FIRST_IDENTITY: LogIdentity = LogIdentity(0x0015_2f0d);
 
+/// Tells what is on its way to a copy's disk apart.
+const OF_A_COPY: u64 = 1 << 32;
+
 /// So many durable writes can be lost by a log that goes back.
 const HISTORY: usize = 12;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     OpenEpoch,
+    /// Another node's, to adopt it.
+    Adopt(Node),
     /// Decisions, and what rides with them. `forced` is false for what ended without a forced write.
     Write(Write),
     Outcome(TransactionId),
     ByKey(IdempotencyKey),
     Head,
+    /// Of a node that was adopted.
+    HeadOf(Node),
     /// A life found that the log went back; no other one may begin on it (docs/adr/0003).
     Remember,
 }
@@ -42,11 +49,13 @@ impl Request {
     pub(crate) fn words(&self, name: impl Fn(TransactionId) -> String) -> Vec<String> {
         let (kind, ids): (&str, Vec<TransactionId>) = match self {
             Self::OpenEpoch => ("open", Vec::new()),
+            Self::Adopt(_) => ("adopt", Vec::new()),
             Self::Write(write) if write.proposals.is_empty() => ("append", write.ids().collect()),
             Self::Write(write) => ("decide", write.ids().collect()),
             Self::Outcome(id) => ("read", vec![*id]),
             Self::ByKey(_) => ("by-key", Vec::new()),
             Self::Head => ("head", Vec::new()),
+            Self::HeadOf(_) => ("head-of", Vec::new()),
             Self::Remember => ("remember", Vec::new()),
         };
         std::iter::once(kind.to_owned())
@@ -148,7 +157,7 @@ enum Value {
 }
 
 /// An unforced write that waits to become durable before its writer is told.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
     position: u64,
     life: LifeNumber,
@@ -156,7 +165,7 @@ struct Waiting {
     answer: Answer,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Log {
     disk: Disk<Cell, Value>,
     identity: LogIdentity,
@@ -183,6 +192,15 @@ impl Log {
             incarnation: 0,
             down_until: 0,
             waiting: Vec::new(),
+        }
+    }
+
+    /// Another server with what this one holds now. Whatever is on its way to or from this one is not its concern.
+    pub(crate) fn copied(&self) -> Self {
+        Self {
+            incarnation: self.incarnation + OF_A_COPY,
+            waiting: Vec::new(),
+            ..self.clone()
         }
     }
 
@@ -237,6 +255,7 @@ impl Log {
         }
         let reply = match request {
             Request::OpenEpoch => self.open_epoch(node, s),
+            Request::Adopt(node) => self.open_epoch(*node, s),
             Request::Write(write) => {
                 let (reply, position) = self.write(node, write, fault, s);
                 if !self.disk.is_durable(position)
@@ -262,6 +281,7 @@ impl Log {
                 Answer::Key(found)
             }
             Request::Head => Answer::Head(self.head(node)),
+            Request::HeadOf(node) => Answer::Head(self.head(*node)),
             Request::Remember => {
                 self.went_back = self.unnoticed;
                 Answer::Remembered
@@ -390,6 +410,16 @@ impl Log {
             trace!(s, "log: refuses a write: {why}");
             s.counters.add("fenced writes");
             return (Answer::Shut(shut), 0);
+        }
+        if let Some(writer) = write.writer
+            && (writer.epoch.number() != epoch
+                || writer.identity != self.identity
+                || writer.decisions_at_least > decisions)
+        {
+            s.checker.violated(format!(
+                "the log takes a write of {writer}, and holds epoch {epoch}, {decisions} decisions, identity {}",
+                self.identity
+            ));
         }
         let forced = !write.proposals.is_empty();
         if write.proposals.len() > 1 {
@@ -577,9 +607,13 @@ impl Log {
 
     /// `unanimous log new-identity`: every node's epoch rises, and the former identities are kept.
     pub(crate) fn new_identity(&mut self, s: &mut Surroundings) {
-        if !self.unnoticed {
-            return;
+        if self.unnoticed {
+            self.give_new_identity(s);
         }
+    }
+
+    /// The same, whether or not it went back.
+    pub(crate) fn give_new_identity(&mut self, s: &mut Surroundings) {
         s.counters.add("new identities");
         self.former.push(self.identity);
         self.identity = LogIdentity(self.identity.0 + 1);
@@ -619,6 +653,11 @@ impl Log {
     /// Whether it may lose what it promised now: somebody must be able to notice, and it is whole.
     pub(crate) fn may_go_back(&self) -> bool {
         !self.unnoticed
+    }
+
+    /// Whether nobody has begun after this writer.
+    pub(crate) fn is_newest(&self, writer: Option<Writer>) -> bool {
+        writer.is_some_and(|writer| self.head(writer.node).check(&writer).is_ok())
     }
 
     pub(crate) fn identity(&self) -> LogIdentity {

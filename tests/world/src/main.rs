@@ -3,9 +3,10 @@
 //! - `--seed N`: one world with its full event log.
 //! - `--from N --count M`: many without, until one fails.
 //! - `--hours H` (or `--minutes M`) `--from N`: as many as there is time for, on all cores; failures are counted.
+//! - `--transactions N` `--from SEED`: one world that goes on for so many, with bounded storage.
 //! - `--scripts DIRECTORY`: the golden scripts.
 //!
-//! `--small` runs worlds of 10 to 40 clients instead of 200 transactions and more.
+//! `--threads N` takes so many cores instead of all. `--small` runs worlds of 10 to 40 clients instead of 200 transactions and more.
 
 use std::{
     fmt::Write as _,
@@ -19,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use unanimous_world::{Counters, Failure, Size, replay, run, script::play_all};
+use unanimous_world::{Counters, Failure, Size, replay, run, run_long, script::play_all};
 
 /// What counts as a crash, for the figures of a long run.
 const CRASHES: [&str; 4] = [
@@ -37,13 +38,15 @@ struct Wanted {
     minutes: Option<u64>,
     size: Size,
     scripts: Option<String>,
+    transactions: Option<u64>,
+    threads: Option<usize>,
 }
 
 fn main() -> std::io::Result<ExitCode> {
     let Some(wanted) = parse(std::env::args().skip(1)) else {
         writeln!(
             std::io::stderr(),
-            "usage: [--small] [--seed N | --from N --count M | --hours H | --minutes M | --scripts DIRECTORY]"
+            "usage: [--small] [--seed N | --from N --count M | --hours H | --minutes M | --transactions N | --scripts DIRECTORY]"
         )?;
         return Ok(ExitCode::from(2));
     };
@@ -62,6 +65,27 @@ fn main() -> std::io::Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             Err(failure) => failed(&failure, wanted.size, &mut out),
+        };
+    }
+    if let Some(transactions) = wanted.transactions {
+        return match run_long(wanted.from, transactions) {
+            Ok((counters, maxima)) => {
+                writeln!(out, "{counters}")?;
+                writeln!(
+                    out,
+                    "{} transactions in one world: {maxima}",
+                    counters.get("transactions")
+                )?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(failure) => {
+                writeln!(
+                    out,
+                    "seed {} FAILS after {} events: {}",
+                    failure.seed, failure.events, failure.what
+                )?;
+                Ok(ExitCode::FAILURE)
+            }
         };
     }
     let (counters, failures) = many(&wanted);
@@ -88,6 +112,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
         minutes: None,
         size: Size::Large,
         scripts: None,
+        transactions: None,
+        threads: None,
     };
     while let Some(name) = arguments.next() {
         if name == "--small" {
@@ -101,6 +127,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
         }
         let number: u64 = value.parse().ok()?;
         match name.as_str() {
+            "--threads" => wanted.threads = usize::try_from(number).ok(),
+            "--transactions" => wanted.transactions = Some(number),
             "--seed" => wanted.seed = Some(number),
             "--from" => wanted.from = number,
             "--count" => wanted.count = number,
@@ -135,7 +163,8 @@ fn many(wanted: &Wanted) -> (Counters, Vec<Failure>) {
     let next = AtomicU64::new(wanted.from);
     let over = AtomicBool::new(false);
     let found = Mutex::new((Counters::default(), Vec::new()));
-    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let all = || thread::available_parallelism().map_or(1, usize::from);
+    let threads = wanted.threads.unwrap_or_else(all);
     thread::scope(|scope| {
         if let Some(minutes) = wanted.minutes {
             let (over, found) = (&over, &found);
@@ -196,7 +225,7 @@ fn scripts(
     for script in &played {
         if let Some(difference) = script.difference() {
             wrong += 1;
-            writeln!(out, "script {} DIFFERS: {difference}", script.name)?;
+            writeln!(out, "script {} DIFFERS {difference}", script.name)?;
         }
     }
     writeln!(

@@ -75,7 +75,7 @@ pub struct Played {
 }
 
 impl Played {
-    /// The first line that is otherwise than recorded, or what went wrong.
+    /// The first line that is otherwise than recorded and its number, or what went wrong.
     #[must_use]
     pub fn difference(&self) -> Option<String> {
         match &self.result {
@@ -83,12 +83,14 @@ impl Played {
             Ok(now) if *now == self.recorded => None,
             Ok(now) => {
                 let (mut now, mut recorded) = (now.lines(), self.recorded.lines());
+                let mut number = 0;
                 loop {
+                    number += 1;
                     match (now.next(), recorded.next()) {
                         (Some(now), Some(recorded)) if now == recorded => {}
                         (now, recorded) => {
                             return Some(format!(
-                                "recorded `{}`, and now `{}`",
+                                "after {number} lines: recorded `{}`, and now `{}`",
                                 recorded.unwrap_or("(the end)"),
                                 now.unwrap_or("(the end)")
                             ));
@@ -155,7 +157,10 @@ impl Stage {
     ) -> Result<Vec<String>, Failed> {
         match name {
             // coordinators and participants
-            "start" => self.start(&words_of(arguments))?,
+            "start" => {
+                let on_the_copy = arguments.take_key("on") == Some("copy");
+                self.start(&words_of(arguments), on_the_copy)?;
+            }
             "crash" => self.crash(arguments)?,
             "betray" => {
                 // `betray east 1`: so many durable local transactions are gone.
@@ -184,6 +189,34 @@ impl Stage {
                 renamed.rename(name.clone());
                 self.world.renamed.insert(name, first);
             }
+            "processes" => {
+                // `processes east 2`: so many over one database.
+                let name = participant(arguments)?;
+                let size = number(arguments)?;
+                let (participant, s) = self.participant(&name)?;
+                participant.resize(size as usize, s);
+            }
+            "route" => {
+                // `route east 1`: what comes arrives at the second process.
+                let name = participant(arguments)?;
+                let at = number(arguments)?;
+                self.participant(&name)?.0.route_to(at as usize);
+            }
+            "adopt" => {
+                // `adopt c1 2`: this life adopts node 2.
+                let life = life(arguments.next_pos().ok_or("who?")?).ok_or("a life is c1, c2 …")?;
+                let node = Node(arguments.next_pos().ok_or("which node?")?.parse()?);
+                self.world.adopt(life, node);
+            }
+            "connect" => {
+                // `connect c2 copy`: from now on it writes to the copy of the log; `connect c2 log`.
+                let life = life(arguments.next_pos().ok_or("who?")?).ok_or("a life is c1, c2 …")?;
+                match arguments.next_pos() {
+                    Some("copy") => self.world.on_the_copy.insert(life),
+                    Some("log") => self.world.on_the_copy.remove(&life),
+                    _ => return Err("copy or log".into()),
+                };
+            }
             // clients
             "begin" => self.begin(arguments)?,
             "commit" | "abort" | "get" => self.asks(name, arguments)?,
@@ -210,6 +243,7 @@ impl Stage {
                 }
             }
             // what stands
+            "marks" => return Ok(self.marks()),
             "rows" | "accounts" | "keys" => return self.shows(name, arguments),
             "prune" => self.prune(arguments)?,
             "records" => return Ok(self.records()),
@@ -233,9 +267,17 @@ impl Stage {
         Ok((participant, s))
     }
 
-    /// `prune east`: a round of pruning, by the highest mark that a coordinator would send now.
+    /// `prune east`: a round of pruning, by the highest mark that a coordinator would send now, or that of `by=c2`.
     fn prune(&mut self, arguments: &mut ArgumentConsumer<'_>) -> Result<(), Failed> {
         let name = participant(arguments)?;
+        if let Some(by) = arguments.take_key("by") {
+            let by = life(by).ok_or("a life is c1, c2 …")?;
+            let by = self.world.coordinators.get(&by).ok_or("no such life")?;
+            let mark = by.low_water().ok_or("it has no mark")?;
+            let (participant, s) = self.participant(&name)?;
+            participant.prune(mark, s).ok();
+            return Ok(());
+        }
         let marks = self.world.coordinators.values();
         let mark = marks
             .filter_map(crate::coordinator::Coordinator::low_water)
@@ -246,11 +288,14 @@ impl Stage {
         Ok(())
     }
 
-    /// `start 1`: a life of node 1, also beside another. `start east`: after a crash.
-    fn start(&mut self, names: &[String]) -> Result<(), Failed> {
+    /// `start 1`: a life of node 1, also beside another; `start 1 on=copy`. `start east`: after a crash.
+    fn start(&mut self, names: &[String], on_the_copy: bool) -> Result<(), Failed> {
         for name in names {
             if let Ok(node) = name.parse() {
-                self.world.start_coordinator(Node(node));
+                let number = self.world.start_coordinator(Node(node));
+                if on_the_copy {
+                    self.world.on_the_copy.insert(number);
+                }
                 self.world.pass(10)?;
             } else {
                 let name: ParticipantName = name.parse()?;
@@ -447,9 +492,10 @@ impl Stage {
     }
 
     /// `log fails lost|answer-lost|visible-only`: the next write; `log goes-back 3`; `log is-down 5s`;
-    /// `log gets-new-identity`.
+    /// `log gets-new-identity` (where it went back), `log is-given-new-identity`; `log is-copied`,
+    /// `log copy-is-given-new-identity`.
     fn log(&mut self, arguments: &mut ArgumentConsumer<'_>) -> Result<(), Failed> {
-        let World { log, s, .. } = &mut self.world;
+        let World { log, copy, s, .. } = &mut self.world;
         match arguments.next_pos().ok_or("what of the log?")? {
             "fails" => {
                 let fault = match arguments.next_pos() {
@@ -469,6 +515,17 @@ impl Stage {
                 log.outage(span, s);
             }
             "gets-new-identity" => log.new_identity(s),
+            "is-given-new-identity" => log.give_new_identity(s),
+            "is-copied" => {
+                // Who moves from one to the other finds a log that lost something.
+                s.checker.log_went_back();
+                *copy = Some(log.copied());
+            }
+            "copy-is-given-new-identity" => {
+                copy.as_mut()
+                    .ok_or("there is no copy")?
+                    .give_new_identity(s);
+            }
             other => return Err(format!("log {other}?").into()),
         }
         Ok(())
@@ -532,6 +589,18 @@ impl Stage {
         } else {
             lines
         })
+    }
+
+    /// The low-water mark that each life would send.
+    fn marks(&self) -> Vec<String> {
+        let lives = self.world.coordinators.iter();
+        let line = |(number, life): (&LifeNumber, &crate::coordinator::Coordinator)| {
+            let mark = life
+                .low_water()
+                .map_or("no mark".to_owned(), |mark| mark.to_string());
+            format!("{number}: {mark}")
+        };
+        lives.map(line).collect()
     }
 
     fn records(&self) -> Vec<String> {

@@ -1,19 +1,18 @@
 //! What every node of the world stands in: the clock, the network, chance, and the checker that watches.
 
+mod happening;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
 };
 
-use unanimous_protocol::{
-    coordinator::{EnlistRefused, Enlisted},
-    id::{Node, ParticipantName, TransactionId},
-    message::{Delivery, Inform, Reply, Request, Session},
-    operations::{BodyDigest, Operations},
-    record::{AbortCode, IdempotencyKey},
-};
+use unanimous_protocol::id::{Node, ParticipantName, TransactionId};
 
-use crate::{checker::Checker, director::Director, log, rng::Rng, words};
+pub(crate) use self::happening::{
+    Asker, Call, Crashed, Happening, Place, ProcessNumber, Question, Said, Wait, Who, Work,
+};
+use crate::{checker::Checker, director::Director, rng::Rng};
 
 /// Milliseconds of simulated time.
 pub(crate) type Millis = u64;
@@ -57,218 +56,6 @@ impl Clock {
     }
 }
 
-/// Where a message comes from or goes to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
-    Coordinator(LifeNumber),
-    Participant(ParticipantName),
-    Log,
-    Clients,
-}
-
-/// One run of a participant's process. Several may run over one database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ProcessNumber(pub(crate) u32);
-
-/// A process that is gone: it crashed in the middle of what it did.
-#[derive(Debug)]
-pub(crate) struct Crashed;
-
-/// Who asked a coordinator or a participant something, and which of its questions it was.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Asker {
-    pub(crate) who: Who,
-    pub(crate) question: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Who {
-    Client(usize),
-    /// An inquiry.
-    Participant(ParticipantName),
-    /// A participant that enlists its branch.
-    Enlisting(ParticipantName, ProcessNumber, TransactionId, Session),
-}
-
-/// Whether a client waits for the outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    Decided,
-    None,
-}
-
-/// What a coordinator is asked.
-#[derive(Clone, Debug)]
-pub(crate) enum Question {
-    Begin {
-        key: Option<IdempotencyKey>,
-        request: BodyDigest,
-        branches: Vec<(ParticipantName, Operations)>,
-        commit: bool,
-        timeout: Millis,
-    },
-    Enlist {
-        id: TransactionId,
-        participant: ParticipantName,
-        session: Session,
-    },
-    Commit(TransactionId, Wait),
-    Abort(TransactionId, Wait),
-    Get(TransactionId),
-    /// A participant's inquiry.
-    Outcome {
-        id: TransactionId,
-        participant: ParticipantName,
-    },
-}
-
-/// What it answers.
-#[derive(Clone, Debug)]
-pub(crate) enum Said {
-    /// Begun, and not asked to commit.
-    Open(TransactionId),
-    Enlisted {
-        answer: Result<Enlisted, EnlistRefused>,
-        remaining: Millis,
-    },
-    Committed(TransactionId),
-    Aborted(TransactionId, AbortCode),
-    /// 202
-    Pending(TransactionId),
-    KeyReused,
-    Forgotten,
-    Inform(TransactionId, ParticipantName, Inform),
-    /// 404 or 409: nothing that an asker can do more about.
-    NotThere,
-    OtherNode(Node),
-    /// 503: ask again.
-    Unavailable,
-}
-
-/// A call of a courier to a branch.
-#[derive(Clone, Debug)]
-pub(crate) struct Call {
-    pub(crate) life: LifeNumber,
-    pub(crate) number: u64,
-    pub(crate) id: TransactionId,
-    pub(crate) participant: ParticipantName,
-    pub(crate) request: Request,
-    /// Until the deadline, by the caller's clock.
-    pub(crate) remaining: Millis,
-    /// When the transaction began, by the wall clock of the coordinator that began it.
-    pub(crate) begun_at_ms: i64,
-    pub(crate) low_water: Option<TransactionId>,
-}
-
-/// Interactive work that a client asks a participant for.
-#[derive(Clone, Debug)]
-pub(crate) struct Work {
-    pub(crate) id: TransactionId,
-    pub(crate) participant: ParticipantName,
-    pub(crate) node: Node,
-    /// Tells repeats of one piece of work apart from another piece.
-    pub(crate) ordinal: u32,
-    pub(crate) operations: String,
-    pub(crate) asker: Asker,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum Happening {
-    CallArrives(Call),
-    CallEnds {
-        life: LifeNumber,
-        number: u64,
-        id: TransactionId,
-        participant: ParticipantName,
-        delivery: Delivery<Reply>,
-    },
-    CallLater {
-        life: LifeNumber,
-        id: TransactionId,
-        participant: ParticipantName,
-        request: Request,
-    },
-    Asked {
-        life: LifeNumber,
-        asker: Asker,
-        question: Question,
-    },
-    Answered {
-        life: LifeNumber,
-        asker: Asker,
-        said: Said,
-    },
-    LogAsked {
-        life: LifeNumber,
-        node: Node,
-        number: u64,
-        request: log::Request,
-        fault: Option<log::Fault>,
-    },
-    LogAnswered {
-        life: LifeNumber,
-        number: u64,
-        answer: log::Answer,
-    },
-    LogFlush {
-        incarnation: u64,
-        position: u64,
-    },
-    LogForgets,
-    Deadline {
-        life: LifeNumber,
-        id: TransactionId,
-    },
-    LonelyAppend(LifeNumber),
-    WriteAgain(LifeNumber),
-    Poll(LifeNumber),
-    OpenAgain(LifeNumber),
-    Flush {
-        participant: ParticipantName,
-        incarnation: u64,
-        position: u64,
-    },
-    WorkArrives(Work),
-    WorkDone {
-        asker: Asker,
-        done: bool,
-    },
-    EnlistSilence {
-        participant: ParticipantName,
-        process: ProcessNumber,
-        id: TransactionId,
-    },
-    SessionDeadline {
-        participant: ParticipantName,
-        process: ProcessNumber,
-        id: TransactionId,
-        session: Session,
-    },
-    InquiryTick {
-        participant: ParticipantName,
-        process: ProcessNumber,
-    },
-    /// Somebody waits for a key, and looks again.
-    KeyWait {
-        participant: ParticipantName,
-        process: ProcessNumber,
-        waiter: u64,
-    },
-    CutHeals(Place, Place),
-    ClientActs {
-        client: usize,
-        question: u64,
-    },
-    RestartCoordinator(Node),
-    /// The database comes back, and with it the processes.
-    RestartParticipant(ParticipantName),
-    RestartProcess(ParticipantName),
-    /// An operator gives a log that went back a new identity.
-    NewIdentity,
-    Fault,
-    Heal,
-}
-
 /// How hard a world is. Chances are in ten thousand.
 #[derive(Clone, Debug)]
 pub(crate) struct Temper {
@@ -288,6 +75,10 @@ pub(crate) struct Temper {
     pub(crate) betrays: bool,
     /// The log may go back, once.
     pub(crate) log_goes_back: bool,
+    /// Coordinators adopt nodes that nobody runs; and in the end one of these may stay away for good.
+    pub(crate) adopts: bool,
+    /// A node that was not seen for so long is adopted.
+    pub(crate) unseen_for: Millis,
     pub(crate) chaos_until: Millis,
 }
 
@@ -299,6 +90,13 @@ impl Temper {
         let crash = up_to(150);
         let log_fault = up_to(3_000);
         let service_failure = up_to(800);
+        let adopts = !calm && rng.chance(6_000);
+        // Adopters that live for a while have more to let go of.
+        let crash = if adopts && rng.chance(6_000) {
+            crash / 8
+        } else {
+            crash
+        };
         let longest_retention = if rng.chance(5_000) { 9_000 } else { 60_000 };
         Self {
             calm,
@@ -316,6 +114,8 @@ impl Temper {
             clients: rng.between(10, 40),
             betrays: !calm && rng.chance(2_000),
             log_goes_back: !calm && rng.chance(2_000),
+            adopts,
+            unseen_for: rng.between(1_000, 10_000),
             chaos_until: rng.between(10_000, 60_000),
         }
     }
@@ -376,6 +176,10 @@ pub(crate) struct Surroundings {
     pub(crate) listening: Vec<(Node, LifeNumber)>,
     /// What a script does with messages.
     pub(crate) director: Option<Director>,
+    /// The ids that were issued last.
+    pub(crate) recent: VecDeque<TransactionId>,
+    /// So long after its beginning nothing of a transaction may be left; only asked where it is set.
+    pub(crate) over_after: Option<Millis>,
     /// Links that carry nothing, in this direction.
     cuts: BTreeSet<(Place, Place)>,
     /// Short names of transactions, for the event log.
@@ -395,140 +199,6 @@ macro_rules! trace {
 }
 pub(crate) use trace;
 
-impl Happening {
-    /// From where to where it goes, if it goes anywhere.
-    fn link(&self) -> Option<(Place, Place)> {
-        let coordinator = |life: &LifeNumber| Place::Coordinator(*life);
-        let asker = |asker: &Asker| match &asker.who {
-            Who::Client(_) => Place::Clients,
-            Who::Participant(name) | Who::Enlisting(name, ..) => Place::Participant(name.clone()),
-        };
-        let participant = |name: &ParticipantName| Place::Participant(name.clone());
-        Some(match self {
-            Self::CallArrives(call) => (coordinator(&call.life), participant(&call.participant)),
-            Self::CallEnds {
-                life,
-                participant: from,
-                ..
-            } => (participant(from), coordinator(life)),
-            Self::Asked {
-                life, asker: from, ..
-            } => (asker(from), coordinator(life)),
-            Self::Answered {
-                life, asker: to, ..
-            } => (coordinator(life), asker(to)),
-            Self::LogAsked { life, .. } => (coordinator(life), Place::Log),
-            Self::LogAnswered { life, .. } => (Place::Log, coordinator(life)),
-            Self::WorkArrives(work) => (Place::Clients, participant(&work.participant)),
-            Self::CallLater { .. }
-            | Self::LogFlush { .. }
-            | Self::LogForgets
-            | Self::Deadline { .. }
-            | Self::LonelyAppend(_)
-            | Self::WriteAgain(_)
-            | Self::Poll(_)
-            | Self::OpenAgain(_)
-            | Self::Flush { .. }
-            | Self::WorkDone { .. }
-            | Self::EnlistSilence { .. }
-            | Self::SessionDeadline { .. }
-            | Self::InquiryTick { .. }
-            | Self::KeyWait { .. }
-            | Self::CutHeals(..)
-            | Self::ClientActs { .. }
-            | Self::RestartCoordinator(_)
-            | Self::RestartParticipant(_)
-            | Self::RestartProcess(_)
-            | Self::NewIdentity
-            | Self::Fault
-            | Self::Heal => return None,
-        })
-    }
-
-    /// The words by which a script finds it; none for timers.
-    fn label(&self, name: impl Fn(TransactionId) -> String) -> Vec<String> {
-        let words: Vec<String> = match self {
-            Self::CallArrives(call) => vec![
-                "call".into(),
-                call.request.kind().as_str().into(),
-                call.participant.to_string(),
-                name(call.id),
-                call.life.to_string(),
-            ],
-            Self::CallEnds {
-                life,
-                id,
-                participant,
-                delivery,
-                ..
-            } => {
-                let kind = match delivery {
-                    Delivery::Answered(Reply::Vote(_)) => "vote",
-                    Delivery::Answered(Reply::Committed | Reply::Aborted) => "ack",
-                    Delivery::Answered(Reply::VoteLost | Reply::OutcomeDiffers) => "protest",
-                    Delivery::Refused(_) | Delivery::Unknown(_) => "failure",
-                };
-                vec![
-                    "reply".into(),
-                    kind.into(),
-                    participant.to_string(),
-                    name(*id),
-                    life.to_string(),
-                ]
-            }
-            Self::Asked {
-                life,
-                asker,
-                question,
-            } => vec![
-                "ask".into(),
-                words::question(question).into(),
-                words::who(asker),
-                life.to_string(),
-            ],
-            Self::Answered { life, asker, .. } => {
-                vec!["answer".into(), words::who(asker), life.to_string()]
-            }
-            Self::LogAsked { life, request, .. } => {
-                let mut label = vec!["log".into(), life.to_string()];
-                label.extend(request.words(name));
-                label
-            }
-            Self::LogAnswered { life, answer, .. } => {
-                let mut label = vec!["log".into(), life.to_string()];
-                label.extend(answer.words(name));
-                label
-            }
-            Self::Flush { participant, .. } => vec!["flush".into(), participant.to_string()],
-            Self::LogFlush { .. } => vec!["flush".into(), "log".into()],
-            Self::WorkArrives(work) => {
-                vec!["work".into(), work.participant.to_string(), name(work.id)]
-            }
-            Self::WorkDone { asker, .. } => vec!["worked".into(), words::who(asker)],
-            Self::CallLater { .. }
-            | Self::LogForgets
-            | Self::Deadline { .. }
-            | Self::LonelyAppend(_)
-            | Self::WriteAgain(_)
-            | Self::Poll(_)
-            | Self::OpenAgain(_)
-            | Self::EnlistSilence { .. }
-            | Self::SessionDeadline { .. }
-            | Self::InquiryTick { .. }
-            | Self::KeyWait { .. }
-            | Self::CutHeals(..)
-            | Self::ClientActs { .. }
-            | Self::RestartCoordinator(_)
-            | Self::RestartParticipant(_)
-            | Self::RestartProcess(_)
-            | Self::NewIdentity
-            | Self::Fault
-            | Self::Heal => Vec::new(),
-        };
-        words
-    }
-}
-
 impl Surroundings {
     pub(crate) fn new(rng: Rng, temper: Temper, trace: bool) -> Self {
         Self {
@@ -543,6 +213,8 @@ impl Surroundings {
             unregistered: BTreeSet::new(),
             listening: Vec::new(),
             director: None,
+            recent: VecDeque::new(),
+            over_after: None,
             cuts: BTreeSet::new(),
             names: BTreeMap::new(),
             queue: BTreeMap::new(),
@@ -570,6 +242,18 @@ impl Surroundings {
                 trace!(self, "{name} is {id}");
             }
             self.names.insert(id, name);
+        }
+    }
+
+    /// Strangers may ask about it.
+    pub(crate) fn remember(&mut self, id: TransactionId) {
+        self.recent.push_back(id);
+        if self.recent.len() > 64 {
+            self.recent.pop_front();
+        }
+        if let Some(delay) = self.over_after {
+            let begun_at = self.now;
+            self.after(delay, Happening::IsItOver { id, begun_at });
         }
     }
 
@@ -645,6 +329,19 @@ impl Surroundings {
         for _ in 0..times {
             self.after(delay, happening.clone());
         }
+    }
+
+    /// Whatever is on its way between the log and a life that is not one of these is lost.
+    pub(crate) fn cut_off_from_the_log(&mut self, but: &[LifeNumber]) {
+        let before = self.queue.len();
+        self.queue.retain(|_, happening| match happening.link() {
+            Some((Place::Coordinator(life), Place::Log))
+            | Some((Place::Log, Place::Coordinator(life))) => but.contains(&life),
+            Some(_) | None => true,
+        });
+        let cut = before - self.queue.len();
+        self.counters
+            .raise("requests to a log that went back, cut off", cut as u64);
     }
 
     /// Cuts a link in one direction.

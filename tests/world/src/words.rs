@@ -209,6 +209,7 @@ pub(crate) fn branch(state: &branch::State) -> String {
 pub(crate) fn who(asker: &Asker) -> String {
     match &asker.who {
         Who::Client(index) => format!("client {index}"),
+        Who::Stranger => "a stranger".to_owned(),
         Who::Participant(name) | Who::Enlisting(name, ..) => name.to_string(),
     }
 }

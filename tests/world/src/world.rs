@@ -1,27 +1,29 @@
 //! The world: nodes, and the one queue of everything that will happen, which is the clock.
 
+mod ended;
+mod faults;
+mod long;
+mod plan;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use unanimous_protocol::{
-    branch::State,
-    id::{Node, ParticipantName, TransactionId},
-    operations::{BodyDigest, Operations},
-    record::{AbortCode, IdempotencyKey, Part, Verdict},
-};
-
 use crate::{
-    client::{Client, End, Plan},
+    client::{Client, Plan},
     coordinator::Coordinator,
     director::Director,
     log::Log,
-    participant::{ACCOUNTS, BALANCE, Operation, Participant},
+    participant::Participant,
     rng::Rng,
     surroundings::{
-        Counters, Crashed, Happening, LifeNumber, Millis, Place, Surroundings, Temper, Who, trace,
+        Counters, Crashed, Happening, LifeNumber, Millis, Surroundings, Temper, Who, trace,
     },
+};
+use unanimous_protocol::{
+    id::{Node, ParticipantName},
+    operations::BodyDigest,
 };
 
 /// How long a healed world may take to end everything: longer than the latest duplicate travels.
@@ -47,18 +49,29 @@ pub enum Size {
     Large,
 }
 
+pub use self::long::{Maxima, run_long};
+
 pub(crate) struct World {
     pub(crate) s: Surroundings,
     pub(crate) log: Log,
+    /// A copy of the log, and the lives that write to it; only in scripts.
+    pub(crate) copy: Option<Log>,
+    pub(crate) on_the_copy: BTreeSet<LifeNumber>,
     pub(crate) coordinators: BTreeMap<LifeNumber, Coordinator>,
     lives: u32,
     nodes: Vec<Node>,
+    /// Nodes that nobody runs and nobody starts before this.
+    away_until: BTreeMap<Node, Millis>,
+    /// When each node was last seen running.
+    seen: BTreeMap<Node, Millis>,
     /// By the name they began with.
     pub(crate) participants: BTreeMap<ParticipantName, Participant>,
     /// Present names, where they are others, to the first.
     pub(crate) renamed: BTreeMap<ParticipantName, ParticipantName>,
     events: u64,
-    clients: Vec<Client>,
+    clients: BTreeMap<usize, Client>,
+    /// Of a world that goes on and on.
+    long: Option<long::Long>,
 }
 
 /// Runs the world of a seed, without an event log; one world in eight is calm.
@@ -84,18 +97,26 @@ fn run_world(seed: u64, size: Size, trace: bool) -> (Result<Counters, Box<Failur
         temper.fault_every /= 3;
     }
     let mut world = World::new(rng, temper, trace);
+    let result = end_of(&mut world, seed, World::run);
+    (result, world.s.trace.take().unwrap_or_default())
+}
+
+fn end_of(
+    world: &mut World,
+    seed: u64,
+    run: impl FnOnce(&mut World) -> Result<(), String>,
+) -> Result<Counters, Box<Failure>> {
     // A machine's assert is a finding as well, and has a seed. (A release build aborts.)
-    let ended = catch_unwind(AssertUnwindSafe(|| world.run()))
+    let ended = catch_unwind(AssertUnwindSafe(|| run(world)))
         .unwrap_or_else(|_| Err("something panicked, see above".to_owned()));
-    let result = match ended {
+    match ended {
         Ok(()) => Ok(std::mem::take(&mut world.s.counters)),
         Err(what) => Err(Box::new(Failure {
             seed,
             what: world.s.with_short_names(&what),
             events: world.events,
         })),
-    };
-    (result, world.s.trace.take().unwrap_or_default())
+    }
 }
 
 impl World {
@@ -121,17 +142,23 @@ impl World {
             })
             .collect();
         s.participants = names.len();
-        let nodes: Vec<Node> = (1..=s.rng.between(1, 2) as u16).map(Node).collect();
+        let count = s.rng.pick(&[1, 1, 2, 2, 3]).copied().unwrap_or(1);
+        let nodes: Vec<Node> = (1..=count).map(Node).collect();
         let mut world = Self {
             s,
             log: Log::new(),
+            copy: None,
+            on_the_copy: BTreeSet::new(),
             coordinators: BTreeMap::new(),
             lives: 0,
             nodes,
+            away_until: BTreeMap::new(),
+            seen: BTreeMap::new(),
             participants,
             renamed: BTreeMap::new(),
             events: 0,
-            clients: Vec::new(),
+            clients: BTreeMap::new(),
+            long: None,
         };
         for node in world.nodes.clone() {
             world.start_coordinator(node);
@@ -140,9 +167,13 @@ impl World {
         let until = world.s.temper.chaos_until;
         if !world.s.temper.calm {
             world.s.after(1_000, Happening::Fault);
+            world.s.after(500, Happening::Guess);
         }
         world.s.after(until, Happening::Heal);
         world.s.after(1_000, Happening::LogForgets);
+        if world.s.temper.adopts {
+            world.s.after(2_000, Happening::LookForNodes);
+        }
         world
     }
 
@@ -151,7 +182,7 @@ impl World {
         let mut last_keyed: Option<(Plan, Millis)> = None;
         for index in 0..s.temper.clients as usize {
             let mut start = s.rng.between(100, s.temper.chaos_until);
-            let mut plan = plan(names, index, s);
+            let mut plan = plan::plan(names, index, s);
             if plan.key.is_some() {
                 match last_keyed.take() {
                     // Two clients with one key, at the same time or long after one another.
@@ -165,7 +196,7 @@ impl World {
                     _ => last_keyed = Some((plan.clone(), start)),
                 }
             }
-            self.clients.push(Client::new(index, plan));
+            self.clients.insert(index, Client::new(index, plan));
             s.after(
                 start,
                 Happening::ClientActs {
@@ -194,13 +225,18 @@ impl World {
         Self {
             s,
             log: Log::new(),
+            copy: None,
+            on_the_copy: BTreeSet::new(),
             coordinators: BTreeMap::new(),
             lives: 0,
             nodes: vec![Node(1)],
+            away_until: BTreeMap::new(),
+            seen: BTreeMap::new(),
             participants,
             renamed: BTreeMap::new(),
             events: 0,
-            clients: Vec::new(),
+            clients: BTreeMap::new(),
+            long: None,
         }
     }
 
@@ -220,7 +256,7 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn start_coordinator(&mut self, node: Node) {
+    pub(crate) fn start_coordinator(&mut self, node: Node) -> LifeNumber {
         if !self.nodes.contains(&node) {
             self.nodes.push(node);
         }
@@ -229,6 +265,7 @@ impl World {
         let coordinator = Coordinator::start(number, node, &mut self.s);
         self.coordinators.insert(number, coordinator);
         self.s.listening.push((node, number));
+        number
     }
 
     fn end_coordinator(&mut self, number: LifeNumber) {
@@ -290,6 +327,15 @@ impl World {
         }
     }
 
+    fn at_client(&mut self, index: usize, act: impl FnOnce(&mut Client, &mut Surroundings)) {
+        if let Some(client) = self.clients.get_mut(&index) {
+            act(client, &mut self.s);
+            if self.long.is_some() && client.has_ended() {
+                self.clients.remove(&index);
+            }
+        }
+    }
+
     fn at_participant(
         &mut self,
         name: &ParticipantName,
@@ -316,6 +362,22 @@ impl World {
                 delivery,
                 ..
             } => self.at_life(life, &happening, |c, s| c.call_ended(number, delivery, s)),
+            Happening::Peek {
+                life,
+                participant,
+                id,
+            } => self.at_participant(&participant, |p, s| {
+                p.peek(life, id, s);
+                Ok(())
+            }),
+            Happening::Peeked {
+                life,
+                participant,
+                id,
+                prepared,
+            } => self.at_life(life, &happening, |c, s| {
+                c.peeked(id, &participant, prepared, s)
+            }),
             Happening::CallLater {
                 life,
                 id,
@@ -332,10 +394,9 @@ impl World {
             } => self.at_life(life, &happening, |c, s| c.asked(asker, question, s)),
             Happening::Answered { asker, said, .. } => match asker.who {
                 Who::Client(client) => {
-                    if let Some(client) = self.clients.get_mut(client) {
-                        client.answered(asker.question, &said, &mut self.s);
-                    }
+                    self.at_client(client, |c, s| c.answered(asker.question, &said, s));
                 }
+                Who::Stranger => {}
                 Who::Participant(name) => {
                     if let crate::surroundings::Said::Inform(id, _, inform) = said {
                         self.at_participant(&name, |p, s| p.informed(id, inform, s));
@@ -352,9 +413,14 @@ impl World {
                 number,
                 request,
                 fault,
-            } => self
-                .log
-                .asked(life, node, number, &request, fault, &mut self.s),
+            } => {
+                let copy = self
+                    .copy
+                    .as_mut()
+                    .filter(|_| self.on_the_copy.contains(&life));
+                let log = copy.unwrap_or(&mut self.log);
+                log.asked(life, node, number, &request, fault, &mut self.s);
+            }
             Happening::LogAnswered {
                 life,
                 number,
@@ -363,7 +429,11 @@ impl World {
             Happening::LogFlush {
                 incarnation,
                 position,
-            } => self.log.flush(incarnation, position, &mut self.s),
+            } => {
+                for log in std::iter::once(&mut self.log).chain(&mut self.copy) {
+                    log.flush(incarnation, position, &mut self.s);
+                }
+            }
             Happening::LogForgets => {
                 if !self.log.is_down(&self.s) {
                     self.log.forget(&mut self.s);
@@ -399,10 +469,8 @@ impl World {
                 self.at_participant(&name, |p, s| p.work(work, s));
             }
             Happening::WorkDone { asker, done } => {
-                if let Who::Client(client) = asker.who
-                    && let Some(client) = self.clients.get_mut(client)
-                {
-                    client.work_done(asker.question, done, &mut self.s);
+                if let Who::Client(client) = asker.who {
+                    self.at_client(client, |c, s| c.work_done(asker.question, done, s));
                 }
             }
             Happening::EnlistSilence {
@@ -441,14 +509,25 @@ impl World {
                 }
             }
             Happening::ClientActs { client, question } => {
-                if let Some(client) = self.clients.get_mut(client) {
-                    client.acts(question, &mut self.s);
-                }
+                self.at_client(client, |c, s| c.acts(question, s));
             }
             Happening::RestartCoordinator(node) => {
-                if !self.s.listening.iter().any(|(of, _)| *of == node) {
+                let away_until = self.away_until.get(&node).copied().unwrap_or_default();
+                if away_until > self.s.now {
+                    let delay = away_until - self.s.now;
+                    self.s.after(delay, happening);
+                } else if !self.is_run(node) {
                     self.start_coordinator(node);
                 }
+            }
+            Happening::Guess => self.guess(),
+            Happening::ClientComes => self.client_comes(),
+            Happening::Measure => self.measure(),
+            Happening::IsItOver { id, begun_at } => self.is_it_over(id, begun_at),
+            Happening::ForgetThatItWas(id) => self.s.checker.forget_that_it_was(id),
+            Happening::LookForNodes => {
+                self.look_for_nodes();
+                self.s.after(2_000, Happening::LookForNodes);
             }
             Happening::RestartParticipant(name) => {
                 if let Some(participant) = self.participants.get_mut(&name) {
@@ -458,395 +537,5 @@ impl World {
             Happening::Fault => self.fault(),
             Happening::Heal => self.heal(),
         }
-    }
-
-    fn fault(&mut self) {
-        if !self.s.chaos {
-            return;
-        }
-        let lives: Vec<LifeNumber> = self.coordinators.keys().copied().collect();
-        let names: Vec<ParticipantName> = self.participants.keys().cloned().collect();
-        let life = self.s.rng.pick(&lives).copied();
-        let name = self.s.rng.pick(&names).cloned();
-        if self.s.temper.betrays
-            && self.s.rng.chance(2_000)
-            && let Some(name) = &name
-            && let Some(participant) = self.participants.get_mut(name)
-            && participant.is_running()
-        {
-            self.s.temper.betrays = false;
-            let count = self.s.rng.between(1, 4) as usize;
-            participant.crash_and_lose_durable_rows(count, &mut self.s);
-        }
-        if self.s.temper.log_goes_back && self.s.rng.chance(2_000) {
-            self.log_goes_back();
-        }
-        match (self.s.rng.below(10), life, name) {
-            (0, Some(life), _) => self.crash_coordinator(life),
-            (1 | 2, Some(life), _) => {
-                // A successor starts beside it: it is a zombie until it notices. Often it is frozen meanwhile, and
-                // wakes up in the middle of what it did.
-                if let Some(coordinator) = self.coordinators.get_mut(&life) {
-                    self.s.counters.add("zombies");
-                    trace!(self.s, "{life}: gets a successor beside it");
-                    if self.s.rng.chance(6_000) {
-                        let delay = self.s.rng.between(100, 5_000);
-                        coordinator.frozen_until = self.s.now + delay;
-                    }
-                    let node = coordinator.node();
-                    self.start_coordinator(node);
-                }
-            }
-            (3, Some(life), _) => {
-                if let Some(coordinator) = self.coordinators.get_mut(&life) {
-                    self.s.counters.add("frozen coordinators");
-                    let delay = self.s.rng.between(100, 5_000);
-                    coordinator.frozen_until = self.s.now + delay;
-                }
-            }
-            (4, _, Some(name)) => {
-                if let Some(participant) = self.participants.get_mut(&name) {
-                    let unforced = participant.unforced() as u64;
-                    let keeping = self.s.rng.between(0, unforced) as usize;
-                    participant.crash(keeping, &mut self.s);
-                }
-            }
-            (5, _, Some(name)) => {
-                if let Some(participant) = self.participants.get_mut(&name) {
-                    participant.lose_a_session(&mut self.s);
-                }
-            }
-            (6, ..) => self.log.crash(&mut self.s),
-            (7, ..) => {
-                let duration = self.s.rng.between(100, 6_000);
-                self.log.outage(duration, &mut self.s);
-            }
-            (8, _, Some(name)) => {
-                if let Some(participant) = self.participants.get_mut(&name) {
-                    participant.crash_any_process(&mut self.s);
-                }
-            }
-            (9, Some(life), Some(name)) => {
-                let (coordinator, participant) =
-                    (Place::Coordinator(life), Place::Participant(name));
-                let (from, to) = match self.s.rng.below(6) {
-                    0 | 1 => (coordinator, participant),
-                    2 | 3 => (participant, coordinator),
-                    4 => (coordinator, Place::Log),
-                    _ => (Place::Log, coordinator),
-                };
-                self.s.counters.add("links cut in one direction");
-                trace!(self.s, "the link {from:?} → {to:?} is cut");
-                let delay = self.s.rng.between(500, 15_000);
-                self.s
-                    .after(delay, Happening::CutHeals(from.clone(), to.clone()));
-                self.s.cut(from, to);
-            }
-            _ => {}
-        }
-        let most = self.s.temper.fault_every;
-        let delay = self.s.rng.between(most / 10, most);
-        self.s.after(delay, Happening::Fault);
-    }
-
-    /// The log loses what it promised to keep, where that can be found out at all: one life must remember more than
-    /// the log does, and be the only one of its node (docs/PROOF.md).
-    fn log_goes_back(&mut self) {
-        let only = match self.coordinators.len() {
-            1 => self.coordinators.values().next(),
-            _ => None,
-        };
-        if self.nodes.len() == 1
-            && self.log.may_go_back()
-            && only.is_some_and(Coordinator::is_serving)
-        {
-            self.s.temper.log_goes_back = false;
-            let writes = self.s.rng.between(1, 8) as usize;
-            self.log.go_back(writes, &mut self.s);
-            let delay = self.s.rng.between(100, 20_000);
-            self.s.after(delay, Happening::NewIdentity);
-        }
-    }
-
-    pub(crate) fn heal(&mut self) {
-        trace!(self.s, "the world is healed");
-        self.s.chaos = false;
-        self.s.mend_all();
-        self.log.heal();
-        self.log.new_identity(&mut self.s);
-        for coordinator in self.coordinators.values_mut() {
-            coordinator.frozen_until = 0;
-        }
-        for node in self.nodes.clone() {
-            if !self.s.listening.iter().any(|(of, _)| *of == node) {
-                self.start_coordinator(node);
-            }
-        }
-        for participant in self.participants.values_mut() {
-            participant.start(&mut self.s);
-        }
-    }
-
-    /// Storage is bounded: once all is quiet no row is below the mark but those whose outcome may never be known. In a
-    /// script rows stay as they are.
-    fn all_can_be_pruned(&mut self) -> Result<(), String> {
-        if self.s.director.is_some() {
-            return Ok(());
-        }
-        let marks = self
-            .coordinators
-            .values()
-            .filter_map(Coordinator::low_water);
-        let marks: Vec<_> = marks.collect();
-        for participant in self.participants.values_mut() {
-            for mark in participant.marks().iter().chain(&marks) {
-                // Nothing crashes any more.
-                participant.prune(*mark, &mut self.s).ok();
-            }
-        }
-        for (name, participant) in &self.participants {
-            for id in participant.rows_below_the_mark() {
-                if !self.may_never_be_known(id) {
-                    return Err(format!("{name} keeps its row of {id} for ever"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// AC5, and what else must hold once all is quiet; AC4 for a calm world.
-    pub(crate) fn all_has_ended(&mut self) -> Result<(), String> {
-        self.all_can_be_pruned()?;
-        let went_back = self.log.ever_went_back();
-        for (name, participant) in &self.participants {
-            if !participant.is_running() {
-                return Err(format!("{name} does not run"));
-            }
-            for (id, state) in participant.rows() {
-                if matches!(state, State::Prepared { .. }) && !self.may_never_be_known(id) {
-                    return Err(format!("AC5: {id} is still in doubt at {name}"));
-                }
-            }
-            let (_, held) = participant.money();
-            if held != 0 && !went_back {
-                return Err(format!("AC5: {name} still holds {held}"));
-            }
-            for (key, id) in participant.keys() {
-                if !self.may_never_be_known(id) {
-                    return Err(format!("AC5: {name} still holds key {key} for {id}"));
-                }
-            }
-            if let Some(left) = participant.leftovers() {
-                return Err(format!("{name} still holds {left}"));
-            }
-        }
-        let money: u64 = self.participants.values().map(|p| p.money().0).sum();
-        let expected = self.participants.len() as u64 * ACCOUNTS * BALANCE;
-        // A script's transfers need not add up.
-        let adds_up = self.s.director.is_none() && !went_back;
-        if money != expected && adds_up && !self.s.checker.anybody_betrayed() {
-            return Err(format!("there was {expected} of money, and now {money}"));
-        }
-        self.nothing_finished_is_kept()?;
-        for record in self.log.records() {
-            let open = record.decision.verdict == Verdict::Commit
-                && !record.decision.is_finished_at_once()
-                && record.finished_at.is_none();
-            if open && !self.s.checker.waits_for_an_operator(record.header.id) {
-                return Err(format!("AC5: {} is unfinished", record.header.id));
-            }
-        }
-        for coordinator in self.coordinators.values() {
-            let mut unfinished = coordinator.unfinished();
-            unfinished.retain(|id| !self.s.checker.waits_for_an_operator(*id));
-            if !unfinished.is_empty() {
-                return Err(format!("AC5: a coordinator still holds {unfinished:?}"));
-            }
-        }
-        let waits_in_vain = |client: &Client| {
-            let for_ever = |id| self.may_never_be_known(id);
-            client.is_asking() && !client.id().is_some_and(for_ever)
-        };
-        if let Some(at) = self.clients.iter().position(waits_in_vain) {
-            return Err(format!(
-                "AC5: client {at} never got an answer: {:?}",
-                self.clients[at]
-            ));
-        }
-        let owes_ac4 = self.s.temper.calm && self.s.director.is_none();
-        let (mut commits, mut aborts, mut without_record) = (0, 0, 0);
-        for (id, decision) in self.s.checker.decisions() {
-            match decision.map(|decision| &decision.verdict) {
-                Some(Verdict::Commit) => commits += 1,
-                Some(Verdict::Abort(reason)) => {
-                    aborts += 1;
-                    let agreed_to_abort = matches!(
-                        reason.code,
-                        AbortCode::Refused
-                            | AbortCode::Requested
-                            | AbortCode::Duplicate
-                            | AbortCode::Conflict
-                    );
-                    if owes_ac4 && !agreed_to_abort {
-                        return Err(format!("AC4: {id} aborted without a fault: {reason:?}"));
-                    }
-                }
-                None => without_record += 1,
-            }
-            for (name, participant) in &self.participants {
-                let updates = decision.is_some_and(|decision| {
-                    decision.verdict == Verdict::Commit
-                        && decision.branches.get(name) == Some(&Part::Updates)
-                });
-                let applied = participant.applied(id);
-                let excused = self.s.checker.is_betrayed(id) || self.s.checker.is_lost(id);
-                if applied != u32::from(updates) && !excused {
-                    return Err(format!("{name} applied {id} {applied} times: {decision:?}"));
-                }
-            }
-        }
-        if owes_ac4 && without_record > 0 {
-            return Err(format!(
-                "AC4: {without_record} transactions without a record"
-            ));
-        }
-        self.s.counters.raise("commits", commits);
-        self.s.counters.raise("aborts", aborts);
-        self.s
-            .counters
-            .raise("aborts without a record", without_record);
-        if self.s.temper.calm {
-            self.s.counters.add("calm worlds");
-        }
-        Ok(())
-    }
-}
-
-impl World {
-    /// Without a record of it, an id of a former identity may have committed in the part that was lost: whoever asks
-    /// is told "pending", until an operator settles it.
-    fn may_never_be_known(&self, id: TransactionId) -> bool {
-        id.identity() != self.log.identity() && self.log.record(id).is_none()
-    }
-
-    /// Storage at the coordinator's end: what is finished is forgotten after the retention. And its memory.
-    fn nothing_finished_is_kept(&self) -> Result<(), String> {
-        if let Some(record) = self.log.overdue(&self.s) {
-            let id = record.header.id;
-            return Err(format!("the record of {id} is kept for ever: {record:?}"));
-        }
-        for (number, coordinator) in &self.coordinators {
-            if let Some(left) = coordinator.leftovers() {
-                return Err(format!("{number} still holds {left}"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What a client is to do: every shape that a transaction can have.
-fn plan(names: &[ParticipantName], index: usize, s: &mut Surroundings) -> Plan {
-    let rng = &mut s.rng;
-    let mut shuffled = names.to_vec();
-    for at in (1..shuffled.len()).rev() {
-        shuffled.swap(at, rng.below(at as u64 + 1) as usize);
-    }
-    let account = |rng: &mut Rng| rng.below(ACCOUNTS);
-    let amount = rng.between(1, 40);
-    let debit = Operation::Debit {
-        account: account(rng),
-        amount,
-    };
-    let credit = Operation::Credit {
-        account: account(rng),
-        amount,
-    };
-    let from = account(rng);
-    let shuffle = Operation::Shuffle {
-        from,
-        to: (from + 1) % ACCOUNTS,
-        amount,
-    };
-    let mut work: Vec<(usize, Operation)> = match rng.below(12) {
-        0..=4 => vec![(0, debit), (1, credit)],
-        5 => vec![(0, shuffle)],
-        6 => vec![(0, Operation::Look), (1, Operation::Look)],
-        7 => vec![(0, Operation::Look), (1, shuffle)],
-        8 => vec![(0, shuffle), (1, shuffle)],
-        9 => vec![(0, debit), (1, credit), (1, Operation::Refuse)],
-        10 => Vec::new(),
-        _ => vec![(0, shuffle), (1, Operation::Look)],
-    };
-    if !work.is_empty() && rng.chance(4_000) {
-        // Shared keys, in any order: waiters, and cycles of them.
-        let key = rng.below(3);
-        work.insert(0, (0, Operation::Lock { key }));
-        work.push((1, Operation::Lock { key: key / 2 }));
-    }
-    if !work.is_empty() && rng.chance(3_000) {
-        // A second piece for the same participant: in interactive use a part of its work can be lost.
-        work.push((0, shuffle));
-    }
-    if let Some(last) = shuffled.len().checked_sub(1)
-        && last > 1
-        && rng.chance(4_000)
-    {
-        work.push((
-            last,
-            if rng.chance(5_000) {
-                shuffle
-            } else {
-                Operation::Look
-            },
-        ));
-    }
-    let end = match rng.below(10) {
-        0..=5 => End::AtOnce,
-        6 | 7 => End::Commit,
-        8 => End::Race,
-        _ => End::Abort,
-    };
-    let mut branches: BTreeMap<ParticipantName, Vec<Operation>> = BTreeMap::new();
-    let mut interactive = Vec::new();
-    let interactive_from = if end == End::AtOnce {
-        9
-    } else {
-        rng.below(3) as usize
-    };
-    for (at, operation) in work {
-        let Some(name) = shuffled.get(at) else {
-            continue;
-        };
-        if at >= interactive_from {
-            interactive.push((name.clone(), operation.json()));
-        } else {
-            branches.entry(name.clone()).or_default().push(operation);
-        }
-    }
-    let branches = branches
-        .into_iter()
-        .filter_map(|(name, operations)| {
-            let list: Vec<String> = operations.into_iter().map(Operation::json).collect();
-            let operations = Operations::parse(&format!("[{}]", list.join(","))).ok()?;
-            Some((name, operations))
-        })
-        .collect();
-    let key: Option<IdempotencyKey> = if end == End::AtOnce && rng.chance(6_000) {
-        format!("order-{index}").parse().ok()
-    } else {
-        None
-    };
-    let timeout = if s.temper.short_deadlines {
-        s.rng.between(50, 4_000)
-    } else {
-        s.rng.between(20_000, 30_000)
-    };
-    Plan {
-        key,
-        request: BodyDigest([index as u8; 32]),
-        branches,
-        work: interactive,
-        timeout,
-        end,
     }
 }

@@ -92,6 +92,16 @@ fn the_page_names_a_guard_for_every_rule() {
 }
 
 #[test]
+fn every_script_stands_in_the_table() {
+    let table = table();
+    let guards: Vec<&(String, String)> = table.values().flatten().collect();
+    for script in names_in("tests/world/scripts") {
+        let line = ("script".to_owned(), script);
+        assert!(guards.contains(&&line), "{} guards no rule", line.1);
+    }
+}
+
+#[test]
 fn every_mutant_says_which_rule_it_breaks_and_stands_in_the_line_of_that_rule() {
     let table = table();
     for file in names_in("tests/world/mutants") {

@@ -16,13 +16,14 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 use unanimous_protocol::{
     id::{Node, ParticipantName},
-    life::{Head, Writer},
+    life::{Head, Life, Writer},
     record::Record,
 };
 
 use super::{Registry, participants::register_stored};
 use crate::{
     actors::{broken, transaction::LetGo},
+    crash,
     log::{Abandoned, DecisionLog, LogError, NotAdopted, Opened},
 };
 
@@ -188,12 +189,9 @@ impl Registry {
         self.report_condition(ctx);
     }
 
-    /// What this life drove there is driven by the node's owner, from the same records. Two who drive it would not agree on
-    /// what is finished: the owner's low-water mark passes an id, its branches forget it, and the other one is told
-    /// `vote-lost` (rule 15).
     fn let_go_of(&mut self, node: Node) {
-        let theirs = self.transactions.keys().filter(|id| id.node() == node);
-        for id in theirs.copied().collect::<Vec<_>>() {
+        let all = self.transactions.keys().copied();
+        for id in all.filter(|id| Life::leaves(node, *id)).collect::<Vec<_>>() {
             if let Some(live) = self.transactions.get(&id) {
                 live.actor.do_send(LetGo);
             }
@@ -252,14 +250,19 @@ async fn look(
     look: &mut Look,
 ) -> Result<(), LogError> {
     for (at, writer) in runs.iter().enumerate() {
+        crash::point("mark-before");
         log.mark(writer).await?;
+        crash::point("mark-after");
         // The own node is observed every second.
         if at > 0 {
             look.heads.push((*writer, log.head(writer.node).await?));
         }
     }
     for (node, unseen_for) in wanted {
-        let tried = match log.adopt(node, unseen_for).await? {
+        crash::point("adopt-before");
+        let adopted = log.adopt(node, unseen_for).await?;
+        crash::point("adopt-after");
+        let tried = match adopted {
             // Where this fails the epoch stays opened by nobody, and is adopted like any other.
             Ok(opened) => {
                 let unfinished = log.unfinished(node).await?;

@@ -11,7 +11,7 @@ use tracing::{debug, error, warn};
 use unanimous_protocol::{life::Standing, record::WallMillis};
 
 use super::Registry;
-use crate::{actors::wall_clock, log::WriteError, telemetry::chain};
+use crate::{actors::wall_clock, crash, log::WriteError, telemetry::chain};
 
 /// Records in one write. Some milliseconds of the log's time.
 const BATCH: u32 = 256;
@@ -41,7 +41,10 @@ impl Registry {
         let (log, writer) = (Arc::clone(&self.log), self.life.writer());
         let forget = async move {
             tokio::time::sleep(PAUSE).await;
-            log.forget(&writer, before, BATCH).await
+            crash::point("forget-before");
+            let forgotten = log.forget(&writer, before, BATCH).await;
+            crash::point("forget-after");
+            forgotten
         };
         let forgotten = forget.into_actor(self);
         ctx.spawn(forgotten.map(|result, registry, ctx| match result {

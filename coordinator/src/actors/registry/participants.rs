@@ -13,6 +13,7 @@ use super::Registry;
 use crate::{
     actors::transaction::{IsInUse, TransactionActor},
     courier::{Couriers, Endpoint, Http},
+    crash,
     log::{Removal, WriteError},
     telemetry::chain,
 };
@@ -116,7 +117,9 @@ impl Handler<Put> for Registry {
         let put = async move {
             // One change at a time, or the couriers could end up with the address that lost.
             let turn = turn.lock_owned().await;
+            crash::point("put-participant-before");
             let put = log.put_participant(&writer, &name, endpoint.as_str()).await;
+            crash::point("put-participant-after");
             (put, name, endpoint, turn)
         };
         let put = put.into_actor(self);
@@ -167,7 +170,10 @@ impl Handler<Remove> for Registry {
             let removal = if any_names(live, &name).await {
                 Ok(Removal::InUse)
             } else {
-                log.remove_participant(&writer, &name).await
+                crash::point("remove-participant-before");
+                let removed = log.remove_participant(&writer, &name).await;
+                crash::point("remove-participant-after");
+                removed
             };
             (removal, name, turn)
         };

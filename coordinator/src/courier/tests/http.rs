@@ -448,9 +448,14 @@ async fn a_cut_call_is_unknown_and_its_connection_is_dropped() {
         delivery,
         Delivery::Unknown("no answer within 100 ms".into())
     );
-    while stub.left.load(Ordering::SeqCst) == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let left = async {
+        while stub.left.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), left)
+        .await
+        .expect("the connection of the call that was given up is closed");
     assert_eq!(
         stub.requests().len(),
         1,

@@ -10,7 +10,7 @@ use unanimous_protocol::{
     record::{Decision, Header, KeyClaim, Outcome, Record, Verdict, WallMillis},
 };
 
-use crate::log::{LogError, Refused, View, damaged, parsed};
+use crate::log::{LogError, Refused, View, answers::Proposal, damaged, parsed};
 
 /// A record on its way into the log.
 pub(super) struct Row {
@@ -64,6 +64,12 @@ impl Row {
             decided_at: decided_at.0,
             finished_at: finished_at.map(|at| at.0),
         })
+    }
+}
+
+impl Proposal for Row {
+    fn transaction(&self) -> TransactionId {
+        self.id
     }
 }
 

@@ -56,6 +56,16 @@ impl Asked {
         })
     }
 
+    /// `POST /v1/transactions` with this body, at a coordinator.
+    pub(crate) fn to_begin(body: &[u8]) -> Self {
+        Self {
+            method: "post".to_owned(),
+            path: "/v1/transactions".to_owned(),
+            of_admin: false,
+            body: Some(body.to_vec()),
+        }
+    }
+
     /// Panics where the answer is not what is described.
     #[track_caller]
     pub(crate) fn check(&self, status: u16, headers: &HeaderMap, text: &str) {

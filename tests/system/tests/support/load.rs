@@ -1,211 +1,121 @@
-//! Clients that keep a coordinator busy and remember what they were told, and the comparison of that with what the log
-//! holds and what participants were sent.
+//! Clients that keep a coordinator busy, every answer held against its contract; and, for participants that are no banks,
+//! the comparison of what clients were told, what the log holds and what participants were sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use reqwest::Client;
-use serde_json::{Value, json};
-use sqlx::Row as _;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use bytes::Bytes;
+use http::Response;
+use unanimous_lab::audit::{self, Asked, Counts, Log};
+use unanimous_lab::load::{Load, Work};
+use unanimous_lab::transfer::Api;
 use unanimous_lab::wait::until;
+use unanimous_protocol::record::Outcome;
+use unanimous_protocol::wire::BeginRequest;
 
-use super::coordinator::client;
-use super::log::connect;
-use super::{Answer, SOON, Stub};
+use super::{SOON, Stub, contract};
 
-/// Between two attempts.
-const PAUSE: Duration = Duration::from_millis(10);
+/// Work whose answers are all held against the contract.
+pub(crate) struct Checked<W>(pub(crate) W);
 
-/// What a client was told in the end.
-#[derive(Clone, Debug)]
-struct Told {
-    key: String,
-    transaction: String,
-    committed: bool,
+impl<W: Work> Work for Checked<W> {
+    fn request(&self, number: usize) -> anyhow::Result<BeginRequest> {
+        self.0.request(number)
+    }
+
+    fn key(&self, number: usize) -> String {
+        self.0.key(number)
+    }
+
+    fn inspect(&self, request: &Bytes, answer: &Response<Bytes>) {
+        let text = String::from_utf8_lossy(answer.body());
+        contract::Asked::to_begin(request).check(answer.status().as_u16(), answer.headers(), &text);
+    }
 }
 
-/// Clients that send transfers between `east` and `west`, each repeating its request with its key until it is told how
-/// it ended.
+/// One operation at each of two participants: the key of the request, so that what they are sent shows whose it is.
+struct Keyed;
+
+impl Work for Keyed {
+    fn request(&self, number: usize) -> anyhow::Result<BeginRequest> {
+        let branch = |participant: &str| serde_json::json!({"participant": participant, "operations": [{"key": self.key(number)}]});
+        let request = serde_json::json!({"branches": [branch("east"), branch("west")], "commit": true, "timeout_ms": 10_000});
+        Ok(serde_json::from_str(&request.to_string())?)
+    }
+}
+
+/// The address in a URL of ours.
+fn address(url: &str) -> SocketAddr {
+    let address = url.strip_prefix("http://").expect("it is an address");
+    address.parse().expect("it is an address")
+}
+
+/// Clients that send requests to `east` and `west`, each repeating its request with its key until it is told how it
+/// ended.
 pub(crate) struct Clients {
-    shared: Arc<Shared>,
-    tasks: JoinSet<()>,
-}
-
-struct Shared {
-    url: Mutex<String>,
-    told: Mutex<Vec<Told>>,
-    next: AtomicUsize,
-    stop: AtomicBool,
-}
-
-impl Shared {
-    fn url(&self) -> String {
-        self.url.lock().expect("no test panics with it").clone()
-    }
-
-    async fn send_until_stopped(&self) {
-        let client = client();
-        while !self.stop.load(Ordering::Relaxed) {
-            let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let key = format!("transfer {number}");
-            let told = timeout(3 * SOON, self.send(&client, &key)).await;
-            let (transaction, committed) = told.expect("every client is told");
-            self.told
-                .lock()
-                .expect("no test panics with it")
-                .push(Told {
-                    key,
-                    transaction,
-                    committed,
-                });
-        }
-    }
-}
-
-impl Shared {
-    /// Repeats the request until the answer is one: the transaction, and whether it committed.
-    async fn send(&self, client: &Client, key: &str) -> (String, bool) {
-        loop {
-            let request = client.post(format!("{}/v1/transactions", self.url()));
-            let request = request.header("idempotency-key", key);
-            match Answer::try_of(request.json(&transfer(key))).await {
-                Ok(answer) if answer.status == 200 => return (answer.id(), true),
-                Ok(answer) if answer.status == 409 => return (answer.id(), false),
-                Ok(_) | Err(_) => sleep(PAUSE).await,
-            }
-        }
-    }
-}
-
-/// The key is in the operations, so that a participant's requests show whose they are.
-fn transfer(key: &str) -> Value {
-    let branch =
-        |participant: &str| json!({"participant": participant, "operations": [{"key": key}]});
-    json!({"branches": [branch("east"), branch("west")], "commit": true, "timeout_ms": 10_000})
+    load: Load,
 }
 
 impl Clients {
     /// So many, who send to the coordinator at `url`.
     pub(crate) fn start(count: usize, url: &str) -> Self {
-        let shared = Arc::new(Shared {
-            url: Mutex::new(url.to_owned()),
-            told: Mutex::default(),
-            next: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-        });
-        let mut tasks = JoinSet::new();
-        for _ in 0..count {
-            let shared = Arc::clone(&shared);
-            tasks.spawn(async move { shared.send_until_stopped().await });
-        }
-        Self { shared, tasks }
+        let load = Load::start(Checked(Keyed), count, address(url));
+        load.allow(usize::MAX);
+        Self { load }
     }
 
     /// From now on they send there, repeats included.
     pub(crate) fn turn_to(&self, url: &str) {
-        *self.shared.url.lock().expect("no test panics with it") = url.to_owned();
-    }
-
-    fn count(&self) -> usize {
-        self.shared
-            .told
-            .lock()
-            .expect("no test panics with it")
-            .len()
+        self.load.turn_to(address(url));
     }
 
     /// Waits until so many more have been told.
     pub(crate) async fn told_more(&self, more: usize) {
-        let enough = self.count() + more;
-        until("the load goes on", 3 * SOON, async || {
-            let count = self.count();
-            if count >= enough {
-                Ok(())
-            } else {
-                Err(format!("{count} of {enough}"))
-            }
-        })
-        .await
-        .expect("it goes on");
+        let enough = self.load.told() + more;
+        let told = self.load.told_at_least(enough).await;
+        assert!(told.expect("it goes on"), "a client gave up");
     }
 
-    /// Lets all of them finish, and compares what they were told, what the log (a Postgres database) holds, and what the
-    /// participants were sent.
-    pub(crate) async fn end_and_audit(self, log: &str, participants: [&Stub; 2]) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.tasks.join_all().await;
-        let told = {
-            let told = self.shared.told.lock().expect("no test panics with it");
-            told.clone()
-        };
-        let committed = told.iter().filter(|told| told.committed).count();
+    /// Lets all of them finish, and compares what they were told, what the log of the coordinator at `url` holds, and
+    /// what the participants were sent.
+    pub(crate) async fn end_and_audit(self, url: &str, participants: [&Stub; 2]) {
+        self.load.stop();
+        let asked = self
+            .load
+            .finish()
+            .await
+            .expect("every client is told")
+            .asked;
+        let counts = Counts::of(&asked);
         assert!(
-            committed * 2 > told.len(),
-            "only {committed} of {} committed",
-            told.len()
+            counts.committed * 2 > asked.len(),
+            "only {counts:?} of {} committed",
+            asked.len()
         );
-
+        let api = Api::at(url).expect("a client can be made");
         until("every commit is finished", SOON, async || {
-            let unfinished = records(log)
-                .await
-                .values()
-                .filter(|record| record.unfinished)
-                .count();
-            if unfinished == 0 {
-                Ok(())
-            } else {
-                Err(format!("{unfinished} are not"))
-            }
+            let in_doubt = api.list("&in_doubt=true").await?;
+            anyhow::ensure!(in_doubt.is_empty(), "{in_doubt:?}");
+            Ok(())
         })
         .await
         .expect("participants answer");
-        let records = records(log).await;
-        for Told {
-            key,
-            transaction,
-            committed,
-        } in &told
-        {
-            let record = records.get(transaction);
-            let record = record
-                .unwrap_or_else(|| panic!("{key}: {transaction} was told and is not in the log"));
-            assert_eq!(record.committed, *committed, "{key}: {transaction}");
-        }
+        let log = Log::read(&api).await.expect("the log can be read");
+        assert_eq!(audit::told_and_logged(&asked, &log), []);
         for stub in participants {
-            audit(stub, &records, &told);
+            audit(stub, &log, &asked);
         }
     }
 }
 
-struct Recorded {
-    committed: bool,
-    unfinished: bool,
-}
-
-async fn records(log: &str) -> BTreeMap<String, Recorded> {
-    let mut connection = connect(log).await;
-    let rows = sqlx::query(
-        "SELECT id::text, outcome = 'committed' AS committed, finished_at IS NULL AS unfinished FROM record",
-    )
-    .fetch_all(&mut connection)
-    .await
-    .expect("records can be read");
-    let record = |row: &sqlx::postgres::PgRow| {
-        let recorded = Recorded {
-            committed: row.get("committed"),
-            unfinished: row.get("unfinished"),
-        };
-        (row.get("id"), recorded)
-    };
-    rows.iter().map(record).collect()
-}
-
 /// Nobody was sent what the log does not say, both outcomes, or two commits for one request.
-fn audit(stub: &Stub, records: &BTreeMap<String, Recorded>, told: &[Told]) {
+fn audit(stub: &Stub, log: &Log, asked: &[Asked]) {
+    let committed: BTreeSet<String> = log
+        .transactions
+        .iter()
+        .filter(|(_, logged)| logged.outcome == Some(Outcome::Committed))
+        .map(|(id, _)| id.to_string())
+        .collect();
     let mut keys = BTreeMap::new();
     let mut sent: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for seen in stub.seen() {
@@ -223,8 +133,7 @@ fn audit(stub: &Stub, records: &BTreeMap<String, Recorded>, told: &[Told]) {
     let name = &stub.name;
     let mut committed_keys = BTreeMap::new();
     for (transaction, kinds) in &sent {
-        let recorded = records.get(transaction);
-        let is_committed = recorded.is_some_and(|record| record.committed);
+        let is_committed = committed.contains(transaction);
         if kinds.contains("commit") {
             assert!(is_committed, "{name} was sent a commit of {transaction}");
             // A request without a key is a transaction of its own.
@@ -237,9 +146,12 @@ fn audit(stub: &Stub, records: &BTreeMap<String, Recorded>, told: &[Told]) {
             assert!(!is_committed, "{name} was sent an abort of {transaction}");
         }
     }
-    for told in told.iter().filter(|told| told.committed) {
-        let kinds = sent.get(&told.transaction);
+    let told = asked
+        .iter()
+        .filter_map(|asked| Some((asked, asked.told.as_ref()?)));
+    for (Asked { key, .. }, told) in told.filter(|(_, told)| told.outcome == Outcome::Committed) {
+        let kinds = sent.get(&told.transaction.to_string());
         let was_sent = kinds.is_some_and(|kinds| kinds.contains("commit"));
-        assert!(was_sent, "{name} was not sent the commit of {}", told.key);
+        assert!(was_sent, "{name} was not sent the commit of {key}");
     }
 }

@@ -7,6 +7,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 use unanimous_lab::{scratch, testing};
+use unanimous_protocol::id::TransactionId;
 
 /// What kind of log a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,14 @@ impl Log {
         }
     }
 
+    /// The one of somebody else's coordinator, by what that was given as `--log`.
+    pub(crate) fn of_url(url: &str) -> Self {
+        match url.strip_prefix("sqlite:") {
+            Some(path) => Self::at(Path::new(path)),
+            None => Self::Postgres(url.to_owned()),
+        }
+    }
+
     /// For `--log`.
     pub(crate) fn url(&self) -> String {
         match self {
@@ -108,8 +117,13 @@ impl Log {
         writes.expect("the log counts its decision writes")
     }
 
-    /// From now on every decision write waits, until what this returns is dropped.
-    pub(crate) async fn hold_writes(&self) -> HeldWrites {
+    /// From now on a write that decides the transaction with this key waits, until what this returns is dropped: in SQLite
+    /// for the right to write, in Postgres in the midst of its statement.
+    pub(crate) async fn hold_decision(&self, key: &str) -> HeldWrites {
+        // Whoever inserts another record with the key waits to see what becomes of this one.
+        const TAKE_THE_KEY: &str = "INSERT INTO record (id, node, idempotency_key, request, labels, created_at, \
+            deadline, outcome, branches, second_phase, decided_at) \
+            VALUES (gen_random_uuid(), 0, $1, decode(repeat('00', 32), 'hex'), '[]', 0, 0, 'committed', '[]', false, 0)";
         let hold = "the log's writers can be held";
         match self {
             Self::Sqlite { path, .. } => {
@@ -122,8 +136,10 @@ impl Log {
             }
             Self::Postgres(url) => {
                 let mut connection = connect(url).await;
-                let lock = sqlx::raw_sql("BEGIN; SELECT 1 FROM epoch FOR UPDATE");
-                lock.execute(&mut connection).await.expect(hold);
+                let begun = sqlx::query("BEGIN").execute(&mut connection);
+                begun.await.expect(hold);
+                let taken = sqlx::query(TAKE_THE_KEY).bind(key).execute(&mut connection);
+                taken.await.expect(hold);
                 HeldWrites::Postgres {
                     _connection: connection,
                 }
@@ -141,6 +157,27 @@ impl Log {
         let waiting = sqlx::query_scalar(WAITING);
         let waiting = waiting.fetch_one(&mut connect(url).await).await;
         waiting.expect("a server tells who waits")
+    }
+
+    /// Removes a transaction's record, as a fault of the disk or of a hand would.
+    pub(crate) async fn remove_record(&self, transaction: TransactionId) {
+        let removed = match self {
+            Self::Sqlite { path, .. } => {
+                let mut connection = open(path).await;
+                let remove = sqlx::query("DELETE FROM record WHERE id = ?");
+                let bytes = transaction.to_bytes().to_vec();
+                let done = remove.bind(bytes).execute(&mut connection).await;
+                done.expect("the log can be changed").rows_affected()
+            }
+            Self::Postgres(url) => {
+                let mut connection = connect(url).await;
+                let remove = sqlx::query("DELETE FROM record WHERE id = $1::uuid");
+                let done = remove.bind(transaction.to_string());
+                let done = done.execute(&mut connection).await;
+                done.expect("the log can be changed").rows_affected()
+            }
+        };
+        assert_eq!(removed, 1, "{transaction} had a record");
     }
 
     /// Changes it behind the coordinator's back, as a restored backup or another coordinator would. Tables have the same
@@ -162,7 +199,7 @@ impl Log {
     }
 }
 
-/// A local transaction that holds what every decision write needs. Dropped, it is rolled back.
+/// A local transaction that holds what a decision write needs. Dropped, it is rolled back.
 pub(crate) enum HeldWrites {
     Sqlite { _connection: SqliteConnection },
     Postgres { _connection: PgConnection },

@@ -11,7 +11,7 @@ pub(crate) mod stub;
 use std::time::Duration;
 
 pub(crate) use coordinator::{Answer, Coordinator};
-pub(crate) use load::Clients;
+pub(crate) use load::{Checked, Clients};
 pub(crate) use log::{Log, On, on_both_logs};
 pub(crate) use stub::{Does, Seen, Stub};
 

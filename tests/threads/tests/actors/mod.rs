@@ -1,0 +1,5 @@
+//! The log writer's batches.
+
+#[path = "../../../../coordinator/src/actors/log_writer/batches.rs"]
+mod batches;
+mod tests;
