@@ -15,10 +15,29 @@ fn line(configuration: &Configuration, report: &Report) -> String {
     )
 }
 
+fn page() -> String {
+    let page = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/PROOF.md");
+    fs::read_to_string(page).expect("the page is there")
+}
+
+#[test]
+fn the_page_says_of_every_mutant_which_search_notices_it_or_why_none_can() {
+    let page = page();
+    let (_, section) = page.split_once("### Mutants by search").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    for file in fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("mutants")).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        let name = name.strip_suffix(".patch").unwrap();
+        assert!(
+            section.contains(&format!("| `{name}` | ")),
+            "nothing of {name}"
+        );
+    }
+}
+
 #[test]
 fn all_that_can_happen_within_small_bounds_is_searched_exhaustively() {
-    let page = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/PROOF.md");
-    let page = fs::read_to_string(page).expect("the page is there");
+    let page = page();
     let threads = available_parallelism().map_or(1, NonZero::get);
     let mut states = 0;
     let mut unlike = Vec::new();

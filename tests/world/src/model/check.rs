@@ -8,10 +8,11 @@
 use std::sync::LazyLock;
 
 use unanimous_protocol::{
-    branch::State as RowState,
+    branch::{Answer, Branch, Effect, Event, State as RowState},
     id::{Epoch, LogIdentity, ParticipantName, Prefix, Sequence, TransactionId},
     life::{Judgement, Life, Snapshot, Standing},
-    message::Inform,
+    message::{Inform, Reply},
+    operations::BodyDigest,
     record::{AbortCode, Decision, Outcome, Part, Verdict},
 };
 
@@ -363,6 +364,7 @@ impl State {
             self.guesses(&running.life)?;
             for transaction in 0..self.transactions.len() {
                 self.forgotten(&running.life, life, transaction)?;
+                self.by_key(life, transaction)?;
                 match self.known_at(life, transaction) {
                     None | Some(Known::Undecided) => {}
                     Some(Known::Judged(judgement)) => {
@@ -430,21 +432,46 @@ impl State {
         Ok(())
     }
 
-    /// A later transaction than one without a record may have been forgotten, with the mark above both.
+    /// Whoever asks by the key is answered with the transaction that holds it.
+    fn by_key(&self, life: usize, transaction: usize) -> Result<(), String> {
+        let Some(machine) = self.machine(life, transaction) else {
+            return Ok(());
+        };
+        let tells = machine.told().is_some() && !machine.lost_its_key();
+        let holds = self.log.visible.holder == Some(transaction);
+        let refused = self.transactions[transaction].refused;
+        if self.is_keyed() && tells && !holds && !refused {
+            return Err(format!(
+                "by the key clients are told of {transaction}, which does not hold it"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Retention may be over, also of a later transaction than one without a record, with the mark above both. What would
+    /// be called aborted without a record may have committed then: clients are told that it is forgotten, and branches, which
+    /// have acknowledged, that they are aborted. Of what may still commit the mark says nothing.
     fn forgotten(&self, asked: &Life, life: usize, transaction: usize) -> Result<(), String> {
-        let recorded = self.log.visible.records[transaction].is_some();
-        if recorded || self.machine(life, transaction).is_some() {
+        let record = self.log.visible.records[transaction].as_ref();
+        let is_kept = record.is_some_and(|record| !record.is_finished);
+        if is_kept || self.machine(life, transaction).is_some() {
             return Ok(());
         }
         let id = self.transactions[transaction].id;
-        let snapshot = Snapshot {
-            forgotten_through: Some(after(id)),
+        let mut snapshot = Snapshot {
+            recorded: false,
             ..self.snapshot(transaction)
         };
+        let by_absence = asked.judge(asked.ask(id), &snapshot);
+        snapshot.forgotten_through = Some(after(id));
         let judgement = asked.judge(asked.ask(id), &snapshot);
         let aborted = judgement.inform() == Some(Inform::Aborted);
         if aborted && self.may_still_commit(transaction) {
             return Err(format!("{transaction} is {judgement:?}, and may commit"));
+        }
+        let ends = judgement == Judgement::Forgotten && aborted;
+        if matches!(by_absence, Judgement::Aborted(_)) && !ends {
+            return Err(format!("{transaction} is {judgement:?}, and was forgotten"));
         }
         Ok(())
     }
@@ -505,6 +532,37 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// What no coordinator ever sends moves no row, and is answered as `docs/API.md` says.
+    pub(super) fn bears_forgery(&self) -> bool {
+        let mut rows = self.participants.iter().flat_map(|p| &p.visible.rows);
+        rows.all(|row| {
+            let Some(state) = &row.state else {
+                return true;
+            };
+            let answer = |event| {
+                let mut effects = Vec::new();
+                Branch::from_row(state.clone()).step(event, &mut effects);
+                match effects.as_slice() {
+                    [Effect::Answer { reply, .. }] => Some(reply.clone()),
+                    _ => None,
+                }
+            };
+            let differs = Some(Answer::Reply(Reply::OutcomeDiffers));
+            let is_prepared = matches!(state, RowState::Prepared { .. });
+            let has_committed = matches!(state, RowState::Committed { .. });
+            let refused = matches!(state, RowState::Refused { .. });
+            let changed = answer(Event::PrepareReceived {
+                digest: BodyDigest([3; 32]),
+                session: None,
+                in_time: true,
+            });
+            let keeps = is_prepared || has_committed || refused;
+            (!keeps || changed == Some(Answer::PrepareChanged))
+                && (!has_committed || answer(Event::AbortReceived) == differs)
+                && (is_prepared || has_committed || answer(Event::CommitReceived) == differs)
+        })
     }
 
     fn is_keyed(&self) -> bool {

@@ -19,7 +19,8 @@
 //!   nothing to do, or comes too late, as the configuration allows.
 //!
 //! **What holds** in every state: the checks in `check`, by the textbook's numbers; that whatever clients could be told is
-//! true; and that the transaction *can still be finished*: the fixed schedule in `heal` ends with everything decided, told and
+//! true; that a row which is there bears requests that no coordinator sends (where there is one branch); and that the transaction
+//! *can still be finished*: the fixed schedule in `heal` ends with everything decided, told and
 //! released. That stands for AC5: whatever happened, once faults stop, it ends. Configurations also name what they must
 //! reach, so that a search that misses its point does not pass.
 //!
@@ -30,9 +31,9 @@
 //!
 //! **What is not modelled**, and who has it: clocks, so also how long a prepare waits for a key (simulation); several
 //! processes of one participant, a renamed or unregistered one (simulation, scripts); unclear writes to the log, which are
-//! repeated below the machines (log contract, simulation); logs that go back, new identities, adopted nodes, retention
+//! repeated below the machines (log contract, simulation); logs that go back, new identities and adopted nodes
 //! (simulation, scripts); two transactions that overlap at one life (simulation: the machines know nothing of one
-//! another); requests that no coordinator sends, such as a changed prepare (scripts).
+//! another).
 
 mod check;
 mod configuration;
@@ -210,6 +211,10 @@ impl Model for Search {
             Property::always("clients are told what is so", |_, s: &State| {
                 s.wrong.is_some() || s.tells_the_truth().is_ok()
             }),
+            Property::always(
+                "what nobody sends moves nothing",
+                |search: &Search, s: &State| search.branches() > 1 || s.bears_forgery(),
+            ),
             Property::always("can still be finished", |search: &Search, s: &State| {
                 s.wrong.is_some() || search.heal(s).is_ok()
             }),
@@ -656,7 +661,7 @@ fn report(
                 .tells_the_truth()
                 .and_then(|()| search.heal(last))
                 .err()
-                .unwrap_or_default(),
+                .unwrap_or_else(|| "in the state that is reached".to_owned()),
         };
         let actions = path.into_actions();
         Failed {
