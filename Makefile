@@ -41,11 +41,15 @@ sim: ## simulate 1,000 worlds; SEED=n replays one, HOURS=h runs long, TRANSACTIO
 		$(if $(SEED),--seed $(SEED),$(if $(TRANSACTIONS),--transactions $(TRANSACTIONS) --from $(or $(FROM),3), \
 		$(if $(HOURS),--hours $(HOURS) --from $(or $(FROM),1000000),--count 1000)))
 
+.PHONY: model
+model: ## search exhaustively, the larger bounds too; NAME=text takes those with the text
+	cargo run -q -p unanimous-world --bin model -- --large $(NAME)
+
 # Each is applied to a copy and must be noticed; CI takes a twelfth of them, by the day.
 .PHONY: mutants
-mutants: ## break one rule at a time; PART=k/n takes every n-th, NAME=text those with the text
+mutants: ## break one rule at a time; PART=k/n takes every n-th, NAME=text those with the text, MODEL=1 by search
 	cargo build -q -p unanimous-world --bins
-	$(target)/debug/mutants $(if $(PART),--part $(PART)) $(NAME)
+	$(target)/debug/mutants $(if $(PART),--part $(PART)) $(if $(MODEL),--model) $(NAME)
 
 .PHONY: crash
 crash: ## kill every program before and after every write that lasts and every call, on both kinds of log

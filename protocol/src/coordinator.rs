@@ -17,7 +17,11 @@
 //!   nothing that could turn out otherwise.
 //! - `recover` takes a commit record and yields `Completing`. Nothing else survives a crash, or needs to.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    hash::{Hash, Hasher},
+    mem,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -531,6 +535,44 @@ impl Transaction {
             State::Completing { decision, .. } | State::Ended { decision } => {
                 decision.inform(participant)
             }
+        }
+    }
+
+    /// Feeds a hasher with what decides how this machine goes on, apart from its single branches (see
+    /// [`Self::hash_branch`]). An exhaustive search takes two machines for one that differ only in what people are
+    /// shown: reasons, errors, how often a branch was called.
+    pub fn hash_whole(&self, hasher: &mut impl Hasher) {
+        (self.id, self.keyed, self.unrecorded, self.frozen).hash(hasher);
+        mem::discriminant(&self.state).hash(hasher);
+        if let State::Completing { told, .. } = &self.state {
+            told.hash(hasher);
+        }
+        if let Some(decision) = self.decided() {
+            decision.verdict.outcome().hash(hasher);
+            let winner = decision.verdict.reason().and_then(|reason| reason.winner);
+            winner.hash(hasher);
+        }
+    }
+
+    /// Feeds a hasher with what one branch adds to [`Self::hash_whole`]. The participant's name is not part of it.
+    pub fn hash_branch(&self, participant: &ParticipantName, hasher: &mut impl Hasher) {
+        if let Some(branch) = self.branches.get(participant) {
+            (branch.phase, branch.may_hold(), branch.unacked).hash(hasher);
+            (&branch.session, branch.joined_with).hash(hasher);
+            branch.operations.digest().hash(hasher);
+        }
+        let decision = self.decided();
+        let part = decision.and_then(|decision| decision.branches.get(participant));
+        part.hash(hasher);
+    }
+
+    /// The decision, also one that is still on its way to the log.
+    fn decided(&self) -> Option<&Decision> {
+        match &self.state {
+            State::Active | State::Preparing => None,
+            State::Deciding { decision }
+            | State::Completing { decision, .. }
+            | State::Ended { decision } => Some(decision),
         }
     }
 

@@ -23,7 +23,7 @@ pub enum Claim {
 }
 
 /// The request that a transaction was begun with, as memory or the log knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Holder {
     /// The transaction.
     pub transaction: TransactionId,
@@ -44,7 +44,7 @@ impl Holder {
 }
 
 /// The keys of the transactions in memory, and those being looked up.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Keyring {
     /// `None` while it is looked up.
     entries: BTreeMap<IdempotencyKey, Option<Holder>>,

@@ -30,6 +30,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    hash::{Hash, Hasher},
+    mem,
 };
 
 use crate::{
@@ -335,6 +337,17 @@ impl Life {
             accused: false,
             low_water: LowWater::default(),
         }
+    }
+
+    /// Feeds a hasher with what decides how this life goes on. The decision counter is left out: it tells only a log that
+    /// went back, and rises with every repeat of a write.
+    pub fn hash_whole(&self, hasher: &mut impl Hasher) {
+        (self.writer.identity, self.writer.node, self.writer.epoch).hash(hasher);
+        (self.first, self.next, self.accused, &self.low_water).hash(hasher);
+        mem::discriminant(&self.standing).hash(hasher);
+        let adopted = self.adopted.values();
+        adopted.for_each(|writer| (writer.node, writer.epoch).hash(hasher));
+        self.refused_below_low_water.hash(hasher);
     }
 
     /// Log identity and node of the ids it issues.

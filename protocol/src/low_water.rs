@@ -35,7 +35,7 @@ pub fn above(id: TransactionId, mark: Option<TransactionId>) -> Option<Transacti
 }
 
 /// Which ids a mark may not pass. See the module's head.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LowWater {
     /// Of the life's own prefix.
     unfinished: BTreeSet<TransactionId>,

@@ -16,6 +16,7 @@ mod coordinator;
 mod director;
 mod disk;
 mod log;
+pub mod model;
 mod participant;
 mod rng;
 pub mod script;

@@ -1,5 +1,6 @@
 //! Worlds with fixed seeds, and whether enough happens in them.
 
+mod model;
 mod proof;
 mod scripts;
 

@@ -2,7 +2,9 @@
 //!
 //! Each patch in `mutants/` is the smallest mistake that breaks one rule of the machines. It is applied to a copy of the
 //! sources; the copy must build, and the simulation or a golden script must fail on it. Production source holds none of
-//! them. `cargo run -p unanimous-world --bin mutants -- [--part K/N] [NAME…]`
+//! them. `cargo run -p unanimous-world --bin mutants -- [--part K/N] [--model] [NAME…]`
+//!
+//! With `--model` it is the exhaustive search that must fail.
 
 use std::{
     fs, io,
@@ -20,6 +22,12 @@ const SOUND_SEEDS: &[&str] = &["--small", "--count", "400"];
 /// A mutant that does not come to an end by then is a mistake of its own, in seconds.
 const PATIENCE: &str = "300";
 
+/// The same for a search that runs dry, which is no finding.
+const SEARCH_AT_MOST: &str = "3600";
+
+/// What `timeout` ends with where it had to.
+const OUT_OF_TIME: i32 = 124;
+
 /// What a copy needs of the workspace.
 const COPIED: [&str; 5] = [
     "Cargo.lock",
@@ -33,6 +41,8 @@ struct Laboratory {
     root: PathBuf,
     copy: PathBuf,
     target: PathBuf,
+    /// Whether the exhaustive search has to notice, and nobody else.
+    model: bool,
 }
 
 /// Who noticed.
@@ -42,11 +52,14 @@ struct Caught {
 }
 
 fn main() -> io::Result<ExitCode> {
+    let mut laboratory = Laboratory::new()?;
     let mut names = Vec::new();
     let mut part = (0, 1);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
-        if argument == "--part" {
+        if argument == "--model" {
+            laboratory.model = true;
+        } else if argument == "--part" {
             let value = arguments.next().unwrap_or_default();
             let parsed = value
                 .split_once('/')
@@ -58,7 +71,6 @@ fn main() -> io::Result<ExitCode> {
             names.push(argument);
         }
     }
-    let laboratory = Laboratory::new()?;
     let mut patches: Vec<PathBuf> = fs::read_dir(laboratory.root.join("tests/world/mutants"))?
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<Result<_, _>>()?;
@@ -136,6 +148,7 @@ impl Laboratory {
             root,
             copy: target.join("sources"),
             target,
+            model: false,
         })
     }
 
@@ -178,14 +191,27 @@ impl Laboratory {
         let mut command = Command::new("cargo");
         command
             .args(["build", "--quiet", "--offline", "-p", "unanimous-world"])
-            .args(["--bin", "unanimous-world"])
+            .args([
+                "--bin",
+                if self.model {
+                    "model"
+                } else {
+                    "unanimous-world"
+                },
+            ])
             .current_dir(&self.copy)
             .env("CARGO_TARGET_DIR", &self.target);
         ran(&mut command)
     }
 
-    /// Lets the simulation and the scripts loose.
+    /// Lets the simulation and the scripts loose, or the exhaustive search.
     fn look(&self, seeds: &[&str]) -> io::Result<Caught> {
+        if self.model {
+            return Ok(Caught {
+                simulation: self.searched()?,
+                script: None,
+            });
+        }
         let directory = self.copy.join("tests/world/scripts");
         let directory = directory.to_string_lossy().into_owned();
         let script = self.found(&["--scripts", &directory])?;
@@ -194,6 +220,29 @@ impl Laboratory {
             simulation = self.found(MORE_SEEDS)?;
         }
         Ok(Caught { simulation, script })
+    }
+
+    /// Which search found it, after how many states. Small ones come first.
+    fn searched(&self) -> io::Result<Option<String>> {
+        let output = Command::new("timeout")
+            .arg(SEARCH_AT_MOST)
+            .arg(self.target.join("debug/model"))
+            .stderr(Stdio::null())
+            .output()?;
+        if output.status.success() || output.status.code() == Some(OUT_OF_TIME) {
+            return Ok(None);
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let failure = text.lines().find(|line| line.contains(" FAILS "));
+        let after = text
+            .lines()
+            .rev()
+            .find(|line| line.contains(" distinct states"));
+        let after = after.and_then(|line| line.split_once(": ")?.1.split_once(','));
+        Ok(Some(match (failure, after) {
+            (Some(failure), Some((states, _))) => format!("{failure} (after {states})"),
+            _ => format!("ended with {}", output.status),
+        }))
     }
 
     /// The first line that says what failed.
