@@ -1,6 +1,6 @@
 //! Exhaustive search over the same machines: where the simulation samples, this enumerates.
 //!
-//! A [`State`] holds the real [`Transaction`](unanimous_protocol::coordinator::Transaction)s and
+//! A `State` holds the real [`Transaction`](unanimous_protocol::coordinator::Transaction)s and
 //! [`Life`](unanimous_protocol::life::Life)s, a log, every participant's database, and what is on its way; a step is one
 //! message, one write, one crash. The machines decide everything; the shells here only carry out. A search begins
 //! with one transaction and runs until it is dry: neither its depth nor the number of states is limited, only how many lives,
