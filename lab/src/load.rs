@@ -227,15 +227,17 @@ impl Load {
         limit.is_final || (begun >= limit.allowed && self.told() >= limit.allowed)
     }
 
-    /// Waits until so many requests have been told. False when the load ended before: a client gave up.
+    /// Waits until so many requests have been told. False when the load ended before: a client gave up. Fails when for
+    /// long nobody is told anything and nobody gives up either.
     pub async fn told_at_least(&self, requests: usize) -> anyhow::Result<bool> {
-        until("the load goes on", 2 * PATIENCE, async || {
+        loop {
             let told = self.told();
-            let enough = told >= requests;
-            ensure!(enough || self.is_over(), "{told} of {requests} told");
-            anyhow::Ok(enough)
-        })
-        .await
+            if told >= requests || self.is_over() {
+                return Ok(self.told() >= requests);
+            }
+            let goes_on = async || self.told() > told || self.is_over();
+            until("the load goes on", 2 * PATIENCE, goes_on).await?;
+        }
     }
 
     /// Waits until all that was allowed has been told, or a client has given up.

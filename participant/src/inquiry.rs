@@ -36,6 +36,8 @@ const TRACKED_MAX: usize = 100_000;
 const PAGE: i64 = 1_000;
 /// How often the rows are looked through.
 const SCAN_EVERY: Duration = Duration::from_millis(500);
+/// The pause after a look that took long.
+const SCAN_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A look through the rows, at most.
 const SCAN_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked whose turn it is.
@@ -254,19 +256,21 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         }
         if Instant::now() >= next_scan {
             scans += 1;
-            let looking_since = Instant::now();
             let scan = scan(&shared, &mut doubts, in_doubt_for, scans);
             let scan = tokio::time::timeout(SCAN_MAX, scan).await;
+            let mut pause = SCAN_EVERY.min(shared.inquire_after.max(TICK));
             match scan.unwrap_or_else(|_elapsed| Err(LogError::NoAnswer)) {
-                Ok(()) => in_doubt_for = Some(shared.inquire_after),
+                Ok(took) => {
+                    in_doubt_for = Some(shared.inquire_after);
+                    // A look takes at most a tenth of the time, however many are in doubt.
+                    pause = pause.max(SCAN_PAUSE_MAX.min(10 * took));
+                }
                 Err(error) => {
                     tracing::warn!(participant = %shared.name, error = %chain(&error),
                         "branches in doubt can not be looked up; trying again");
                 }
             }
-            // A look takes at most a tenth of the time, however many are in doubt.
-            let pause = SCAN_EVERY.min(shared.inquire_after.max(TICK));
-            next_scan = Instant::now() + pause.max(10 * looking_since.elapsed());
+            next_scan = Instant::now() + pause;
         }
         let now = Instant::now();
         while asking.len() < ASKING_MAX
@@ -308,14 +312,16 @@ fn ended_inquiry(
     }
 }
 
-/// Looks through all rows in doubt: takes up new ones, drops those that have been settled by a message.
+/// Looks through all rows in doubt: takes up new ones, drops those that have been settled by a message. How long the
+/// database had work with it, which is not how long a busy pool let it wait for a connection.
 async fn scan(
     shared: &Shared,
     doubts: &mut Doubts,
     in_doubt_for: Option<Duration>,
     scan: u64,
-) -> Result<(), LogError> {
+) -> Result<Duration, LogError> {
     let connection = shared.connections.get().await?;
+    let looking_since = Instant::now();
     let mut after = After::start();
     loop {
         let names = &shared.names;
@@ -332,7 +338,7 @@ async fn scan(
         }
     }
     doubts.drop_unseen(scan);
-    Ok(())
+    Ok(looking_since.elapsed())
 }
 
 /// Asks each coordinator in turn, beginning with another one each time, until one of them knows.

@@ -8,7 +8,7 @@ use std::{
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use serde_json::{Value, json};
 
-use crate::service::{NOWHERE, Service, id, note, prepare_body};
+use crate::service::{NOWHERE, Service, id, note, pool, post, prepare_body};
 
 /// A coordinator that answers as the test says, and remembers what it was asked.
 #[derive(Clone)]
@@ -159,6 +159,35 @@ async fn a_branch_is_left_alone_before_it_has_been_in_doubt_for_a_while() {
         .find(|asked| asked.contains(&id(2)));
     assert_eq!(young, None);
     assert_eq!(east.row(&id(2)).await.as_deref(), Some("prepared"));
+}
+
+#[tokio::test]
+async fn a_look_that_waited_for_a_connection_is_followed_by_another_one_soon() {
+    let coordinator = Coordinator::told("committed").await;
+    let east = Service::start_with(|builder| builder.coordinator(NOWHERE)).await;
+    let narrow = pool(&east.database, 3);
+    let busy = crate::service::east(&east.database).pool(narrow.clone());
+    let busy = busy.coordinator(&coordinator.url).start().await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(narrow.get().await.unwrap());
+    }
+    let begun = Instant::now();
+    while narrow.status().waiting == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no look waits");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // How long the pool is busy; it is not what is waited for.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    drop(held);
+    let body = prepare_body(&id(1), note("a"));
+    post(&busy, "/v1/prepare", &body).await.is_vote("yes");
+    let freed = Instant::now();
+    coordinator.asked_again(1).await;
+    assert!(
+        freed.elapsed() < Duration::from_secs(8),
+        "ten times as long as it waited"
+    );
 }
 
 #[tokio::test]

@@ -25,7 +25,8 @@ const PROMPT: Duration = Duration::from_secs(5);
 /// Whatever becomes of a broken request has become of it by then.
 const ANSWERED: Duration = Duration::from_secs(15);
 
-const IDS: &str = "A transaction id is a UUID version 8 in lower-case hyphenated text; anything else in its place is 400 on every route.";
+const IDS: &str = "A transaction id is a UUID version 8 in lower-case hyphenated text; \
+    anything else in its place is 400 on every route.";
 
 pub(super) const CHECKS: &[Check] = &[
     Check {

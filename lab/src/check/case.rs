@@ -389,16 +389,16 @@ impl<'a> Case<'a> {
             Ok(answer) => (Said::read(kind, &self.branch(id), &answer), Some(answer)),
             Err(why) => (Said::Unknown(why), None),
         };
-        let ended = match &said {
-            Said::Committed | Said::Aborted | Said::No(_) | Said::Refused(..) => true,
+        match &said {
+            Said::Committed | Said::Aborted | Said::No(_) => {
+                self.open().remove(&id);
+            }
             Said::Yes
             | Said::ReadOnly
             | Said::VoteLost
             | Said::OutcomeDiffers
-            | Said::Unknown(_) => false,
-        };
-        if ended && !matches!(said, Said::Refused(..)) {
-            self.open().remove(&id);
+            | Said::Refused(..)
+            | Said::Unknown(_) => {}
         }
         Heard {
             kind,

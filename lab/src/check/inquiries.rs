@@ -14,8 +14,10 @@ use super::{Check, Source};
 /// Four inquiries about one branch in less than this are a flood.
 const FLOOD: Duration = Duration::from_millis(250);
 
-const ASKS: &str = "It asks, with capped backoff and jitter, for ever; only a 200 that echoes transaction and participant is an answer.";
-const ONLY_A_200: &str = "Only a 200 that echoes both exactly is an answer; `pending` and all else: ask again, with backoff (404 is an alarm as well).";
+const ASKS: &str = "It asks, with capped backoff and jitter, for ever; \
+    only a 200 that echoes transaction and participant is an answer.";
+const ONLY_A_200: &str = "Only a 200 that echoes both exactly is an answer; `pending` and all else: \
+    ask again, with backoff (404 is an alarm as well).";
 
 pub(super) const CHECKS: &[Check] = &[
     Check {

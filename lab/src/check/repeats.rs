@@ -13,9 +13,11 @@ const FIFTY: usize = 50;
 /// Races that are run: each may end one way or the other.
 const RACES: usize = 20;
 
-const IDEMPOTENT: &str = "A stored row always answers first; a *yes* or *committed* only once the row is known to be durable.";
+const IDEMPOTENT: &str = "A stored row always answers first; \
+    a *yes* or *committed* only once the row is known to be durable.";
 const ONE_TRANSACTION: &str = "The effect and the state change are one local transaction.";
-const THE_SAME: &str = "two bodies are the same when they are equal apart from white space and member order, numbers by their text";
+const THE_SAME: &str = "two bodies are the same when they are equal apart from white space and \
+    member order, numbers by their text";
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -233,7 +235,8 @@ async fn another_spelling(case: &Case<'_>) -> Checked {
     case.prepare(id).await.is_yes()?;
     // Spelled here, for our own types would keep it.
     let body = format!(
-        "{{\n  \"operations\": {respelled},\n  \"begun_at_ms\": 1, \"remaining_ms\": 30000,\n  \"participant\": \"{}\", \"transaction\": \"{id}\" }}\n",
+        "{{\n  \"operations\": {respelled},\n  \"begun_at_ms\": 1, \"remaining_ms\": 30000,\n\
+         \"participant\": \"{}\", \"transaction\": \"{id}\" }}\n",
         case.kit.name
     );
     case.call(RequestKind::Prepare, id, &body).await.is_yes()?;

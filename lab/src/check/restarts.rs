@@ -8,7 +8,8 @@ use super::coordinator::Tell;
 use super::marks::{TRIES, acts_on, late_begins_nothing};
 use super::{Check, Life, Source, inquiries};
 
-const DURABLE: &str = "*yes* and *committed* are answered once they are durable; *no*, *aborted* and a tombstone need no forced write.";
+const DURABLE: &str = "*yes* and *committed* are answered once they are durable; \
+    *no*, *aborted* and a tombstone need no forced write.";
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -35,7 +36,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "asks-after-a-restart",
         source: Source::Api(
-            "`GET {coordinator}/v1/transactions/{id}/outcome?participant=<the name in the branch's row>` for each branch in doubt, of each coordinator address it was given.",
+            "`GET {coordinator}/v1/transactions/{id}/outcome?participant=<the name in the \
+             branch's row>` for each branch in doubt, of each coordinator address it was given.",
         ),
         without_it: "branches that were in doubt when the service died stay so, with all they hold, until somebody \
                      looks",

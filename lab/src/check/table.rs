@@ -7,7 +7,8 @@ use unanimous_protocol::wire::{BranchState, parse_object};
 use super::case::{Case, Checked, Said, failed, not_applicable, text};
 use super::{Check, Source};
 
-const ECHO: &str = "An answer counts when it is a **200** whose body echoes `transaction` and `participant` exactly as sent.";
+const ECHO: &str = "An answer counts when it is a **200** whose \
+    body echoes `transaction` and `participant` exactly as sent.";
 const NONE: &str = "| none | does the work and votes | 409 `vote-lost` | a tombstone, aborted |";
 const PREPARED: &str = "| prepared | *yes* | committed | aborted |";
 const COMMITTED: &str = "| committed | *yes* | committed | 409 `outcome-differs` |";

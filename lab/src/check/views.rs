@@ -1,4 +1,5 @@
-//! What a participant shows of itself: to a coordinator at its start, to an operator, to whoever counts what is in doubt.
+//! What a participant shows of itself: to a coordinator at its start, to an operator, to whoever counts what is in
+//! doubt.
 
 use std::collections::BTreeMap;
 

@@ -18,7 +18,8 @@ const NOT_CHECKED: u8 = 2;
 /// Plays the coordinator against any participant, over HTTP alone, and says what of the contract it breaks.
 ///
 /// Check a service of its own for this, never one that holds what counts: the checks commit and abort thousands of
-/// branches, and kill it. Ends with 0 when no check failed, with 1 when one did, and with 2 when nothing could be checked.
+/// branches, and kill it. Ends with 0 when no check failed, with 1 when one did, and with 2 when nothing could be
+/// checked.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -28,7 +29,8 @@ pub(crate) struct Arguments {
     /// The participant's name; by default the one that it describes itself with
     #[arg(long)]
     name: Option<ParticipantName>,
-    /// Where to answer the participant's inquiries. By default a free port of 127.0.0.1, which only --restart can tell it
+    /// Where to answer the participant's inquiries. By default a free port of 127.0.0.1, which only --restart can tell
+    /// it
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// Operations, a JSON array, that vote yes, change something, and can be prepared 1000 times at once; by default a
@@ -45,7 +47,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     exclusive: Option<PathBuf>,
     /// A shell command that kills the participant with SIGKILL, starts it again in the background, and ends. It is run
-    /// before the first check, too. CHECK_COORDINATOR is the address that the participant has to ask; see --renamed for more
+    /// before the first check, too. CHECK_COORDINATOR is the address that the participant has to ask; --renamed has more
     #[arg(long, value_name = "CMD")]
     restart: Option<String>,
     /// A name that the restart command can start the participant under: it then finds it in CHECK_NAME, which is not set

@@ -43,7 +43,8 @@ pub(crate) struct Arguments {
     /// Fixes the transfers and who is killed; by default another one each time
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Ends with one line of JSON on standard output, and nothing else goes there: the story is told on standard error
+    /// Ends with one line of JSON on standard output, and nothing else goes there: the story is told on standard error.
+    /// `recovery_ms_max` counts from the kill, `p50_ms` and `p99_ms` from a client's first attempt until it was told
     #[arg(long)]
     json: bool,
     /// Leaves all running after the audit, and prints the addresses and three lines to try; Ctrl-C ends it

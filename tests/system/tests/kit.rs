@@ -4,13 +4,19 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use actix_web::{App, HttpServer};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
+use tokio_postgres::NoTls;
 use unanimous_lab::check::{Finished, Kit, Life, Options};
 use unanimous_lab::testing::{fresh_database, python};
 use unanimous_lab::wait::until;
 use unanimous_lab::{Cluster, Process, Program, ports};
+use unanimous_participant::deadpool_postgres::Pool;
+use unanimous_participant::{
+    Failure, Key, Participant, ParticipantName, Resource, Tx, Vote, watched,
+};
 use unanimous_protocol::operations::Operations;
 
 use crate::support::coordinator::{BANK, client};
@@ -217,4 +223,129 @@ async fn a_service_in_python_and_a_bank_commit_together_or_not_at_all() {
     })
     .await
     .expect("it asks");
+}
+
+/// A service that has what a bank has not: keys that are held, and branches that only look.
+struct Room;
+
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Operation {
+    Enter { persons: u32 },
+    Look,
+    Refuse,
+    Key { key: String },
+}
+
+impl Resource for Room {
+    type Operation = Operation;
+
+    async fn prepare(&self, operation: &Operation, tx: &mut Tx<'_>) -> Result<Vote, Failure> {
+        Ok(match operation {
+            Operation::Enter { persons: 0 } => Vote::refuse("nobody comes in"),
+            Operation::Enter { .. } | Operation::Key { .. } => Vote::Yes,
+            Operation::Look => {
+                tx.query_one("SELECT count(*) FROM visits", &[]).await?;
+                Vote::ReadOnly
+            }
+            Operation::Refuse => Vote::refuse("closed"),
+        })
+    }
+
+    async fn commit(&self, _: &Operation, tx: &mut Tx<'_>) -> Result<(), Failure> {
+        let visit = "INSERT INTO visits (transaction) VALUES ($1)";
+        tx.execute(visit, &[&tx.transaction().to_string()]).await?;
+        Ok(())
+    }
+
+    fn keys(&self, operation: &Operation) -> Vec<Key> {
+        match operation {
+            Operation::Key { key } => vec![Key::new(key)],
+            Operation::Enter { .. } | Operation::Look | Operation::Refuse => Vec::new(),
+        }
+    }
+}
+
+/// Serves the room until it is dropped; nothing but its database outlives it.
+struct Serving {
+    server: actix_web::dev::ServerHandle,
+}
+
+impl Serving {
+    async fn begin(pool: Pool, listen: SocketAddr, life: &Life) -> anyhow::Result<Self> {
+        let name = life.name.as_ref().map_or("room", ParticipantName::as_str);
+        let mut room = Participant::builder(name, Room)
+            .pool(pool)
+            .coordinator(&life.coordinator);
+        if let Some(former) = &life.former {
+            room = room.formerly(former.as_str());
+        }
+        let room = room.start().await?;
+        let server = HttpServer::new(move || App::new().service(room.scope("/unanimous")))
+            .workers(2)
+            .disable_signals()
+            .bind(listen)?
+            .run();
+        let handle = server.handle();
+        tokio::spawn(server);
+        Ok(Self { server: handle })
+    }
+
+    /// At once: requests under way are broken off.
+    async fn end(self) {
+        self.server.stop(false).await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_with_keys_and_read_only_branches_keeps_the_contract() {
+    let database = fresh_database(1).await.expect("a database");
+    let _ = client();
+    let config: tokio_postgres::Config = database.parse().expect("an address");
+    let sql = unanimous_lab::postgres::connect(&database)
+        .await
+        .expect("a connection");
+    let made = sql
+        .batch_execute("CREATE TABLE visits (transaction text)")
+        .await;
+    made.expect("a table");
+    let sql = Arc::new(sql);
+    let listen = address();
+    let serving: Arc<Mutex<Option<Serving>>> = Arc::default();
+    let operations = |text| Operations::parse(text).expect("operations");
+    let mut kit = Kit::listen(Options {
+        operations: operations(r#"[{"kind": "enter", "persons": 1}]"#),
+        refused: Some(operations(r#"[{"kind": "refuse"}]"#)),
+        read_only: Some(operations(r#"[{"kind": "look"}]"#)),
+        exclusive: Some(operations(r#"[{"kind": "key", "key": "the door"}]"#)),
+        renamed: Some("chamber".parse().expect("a name")),
+        restart: Some(Arc::new(move |life| {
+            let (serving, config) = (Arc::clone(&serving), config.clone());
+            Box::pin(async move {
+                let mut serving = serving.lock().await;
+                if let Some(before) = serving.take() {
+                    before.end().await;
+                }
+                // A pool of its own: the connections of the life before it go with that.
+                let pool = Pool::builder(watched(config, NoTls)).max_size(8).build()?;
+                *serving = Some(Serving::begin(pool, listen, &life).await?);
+                Ok("started again".to_owned())
+            })
+        })),
+        look: Some(Arc::new(move || {
+            let sql = Arc::clone(&sql);
+            Box::pin(async move {
+                let row = sql.query_one("SELECT count(*) FROM visits", &[]).await?;
+                Ok(row.get::<_, i64>(0).to_string())
+            })
+        })),
+        ..Options::of_a_bank(format!("http://{listen}/unanimous"))
+    })
+    .await
+    .expect("the kit listens");
+    kit.meet().await.expect("the room answers");
+    let card = kit.run(|_| {}).await;
+    let told: String = card.checks.iter().map(|check| check.lines(false)).collect();
+    assert!(card.is_passed(), "{told}");
+    assert_eq!(card.not_applicable(), Vec::<&str>::new(), "{told}");
 }
