@@ -6,6 +6,7 @@
 //! (`disk`) that keep no more than they have promised. `checker` watches.
 //!
 //! What no world has yet: heuristic decisions.
+//! `model` searches small worlds exhaustively, with shells of its own over the same machines.
 //! `docs/PROOF.md` says what is checked, and what is not.
 //!
 //! `cargo run -p unanimous-world -- --seed N` prints the event log of one world.

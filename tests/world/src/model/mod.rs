@@ -1,6 +1,6 @@
 //! Exhaustive search over the same machines: where the simulation samples, this enumerates.
 //!
-//! A `State` holds the real [`Transaction`](unanimous_protocol::coordinator::Transaction)s and
+//! A state holds the real [`Transaction`](unanimous_protocol::coordinator::Transaction)s and
 //! [`Life`](unanimous_protocol::life::Life)s, a log, every participant's database, and what is on its way; a step is one
 //! message, one write, one crash. The machines decide everything; the shells here only carry out. A search begins
 //! with one transaction and runs until it is dry: neither its depth nor the number of states is limited, only how many lives,
@@ -19,10 +19,10 @@
 //!   nothing to do, or comes too late, as the configuration allows.
 //!
 //! **What holds** in every state: the checks in `check`, by the textbook's numbers; that whatever clients could be told is
-//! true; that a row which is there bears requests that no coordinator sends (where there is one branch); and that the transaction
-//! *can still be finished*: the fixed schedule in `heal` ends with everything decided, told and
-//! released. That stands for AC5: whatever happened, once faults stop, it ends. Configurations also name what they must
-//! reach, so that a search that misses its point does not pass.
+//! true; that a row which is there bears requests that no coordinator sends (where there is one branch); and that the
+//! transaction *can still be finished*: the fixed schedule in `heal` ends with everything decided, told and released. That
+//! stands for AC5: whatever happened, once faults stop, it ends. Configurations also name what they must reach, so that a
+//! search that misses its point does not pass.
 //!
 //! **What is taken for one.** States are compared by a hash of 64 bits, and two that collide would hide one another: with
 //! ten million states a chance of three in a million. Left out of the hash is what only people are shown (reasons,
@@ -33,7 +33,7 @@
 //! processes of one participant, a renamed or unregistered one (simulation, scripts); unclear writes to the log, which are
 //! repeated below the machines (log contract, simulation); logs that go back, new identities and adopted nodes
 //! (simulation, scripts); two transactions that overlap at one life (simulation: the machines know nothing of one
-//! another).
+//! another); a repeated key with several branches (simulation).
 
 mod check;
 mod configuration;
