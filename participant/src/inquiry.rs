@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use deadpool_postgres::Object;
 use tokio::{task::JoinSet, time::Instant};
 use tracing::Instrument as _;
 use unanimous_protocol::{
@@ -36,8 +37,8 @@ const TRACKED_MAX: usize = 100_000;
 const PAGE: i64 = 1_000;
 /// How often the rows are looked through.
 const SCAN_EVERY: Duration = Duration::from_millis(500);
-/// The pause after a look that took long.
-const SCAN_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// The pause after a look that took too long.
+const SCAN_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// A look through the rows, at most.
 const SCAN_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked whose turn it is.
@@ -256,20 +257,24 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         }
         if Instant::now() >= next_scan {
             scans += 1;
-            let scan = scan(&shared, &mut doubts, in_doubt_for, scans);
-            let scan = tokio::time::timeout(SCAN_MAX, scan).await;
-            let mut pause = SCAN_EVERY.min(shared.inquire_after.max(TICK));
-            match scan.unwrap_or_else(|_elapsed| Err(LogError::NoAnswer)) {
+            let pause = SCAN_EVERY.min(shared.inquire_after.max(TICK));
+            let pause = match scan(&shared, &mut doubts, in_doubt_for, scans).await {
                 Ok(took) => {
                     in_doubt_for = Some(shared.inquire_after);
                     // A look takes at most a tenth of the time, however many are in doubt.
-                    pause = pause.max(SCAN_PAUSE_MAX.min(10 * took));
+                    pause.max(10 * took)
                 }
                 Err(error) => {
                     tracing::warn!(participant = %shared.name, error = %chain(&error),
                         "branches in doubt can not be looked up; trying again");
+                    if matches!(error, LogError::NoAnswer) {
+                        SCAN_AGAIN_AFTER
+                    } else {
+                        // The database had no work with it.
+                        pause
+                    }
                 }
-            }
+            };
             next_scan = Instant::now() + pause;
         }
         let now = Instant::now();
@@ -325,7 +330,13 @@ async fn scan(
     let mut after = After::start();
     loop {
         let names = &shared.names;
-        let page = intent_log::in_doubt(&connection, names, &after, in_doubt_for, PAGE).await?;
+        let page = intent_log::in_doubt(&connection, names, &after, in_doubt_for, PAGE);
+        let Ok(page) = tokio::time::timeout_at(looking_since + SCAN_MAX, page).await else {
+            // The statement still runs on it, so nobody else may have it.
+            drop(Object::take(connection));
+            return Err(LogError::NoAnswer);
+        };
+        let page = page?;
         let last = (page.len() as i64) < PAGE;
         if let Some(seen) = page.last() {
             after = After::branch(&seen.branch);

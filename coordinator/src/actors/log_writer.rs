@@ -352,7 +352,8 @@ impl Handler<AppendDue> for LogWriter {
 
     fn handle(&mut self, _: AppendDue, ctx: &mut Context<Self>) {
         self.append_timer = false;
-        self.batches.append_due();
-        self.write_if_idle(ctx);
+        if self.batches.append_due() {
+            self.write_if_idle(ctx);
+        }
     }
 }

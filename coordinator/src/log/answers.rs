@@ -85,17 +85,65 @@ pub(super) fn joined<R: Proposal>(
     rows: &[R],
     inserted: Vec<Inserted>,
     found: impl IntoIterator<Item = Found>,
-) -> Answers {
+) -> Result<Answers, LogError> {
     let mut found = found.into_iter();
     let answers = rows.iter().zip(inserted);
     answers
-        .map(|(row, inserted)| match inserted {
-            Inserted::Yes => Ok(None),
-            Inserted::No => Ok(found.next()),
-            Inserted::Refused(cause) => Err(Refused {
-                transaction: row.transaction(),
-                cause,
-            }),
+        .map(|(row, inserted)| {
+            Ok(match inserted {
+                Inserted::Yes => Ok(None),
+                // Without one it would read as inserted, and be told as committed.
+                Inserted::No => {
+                    let in_the_way = found.next();
+                    Ok(Some(in_the_way.ok_or_else(|| {
+                        damaged(format!(
+                            "nothing is in the way of transaction {}",
+                            row.transaction()
+                        ))
+                    })?))
+                }
+                Inserted::Refused(cause) => Err(Refused {
+                    transaction: row.transaction(),
+                    cause,
+                }),
+            })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use unanimous_protocol::id::{Epoch, LogIdentity, Node, Prefix, Sequence};
+
+    use super::*;
+
+    struct Row(TransactionId);
+
+    impl Proposal for Row {
+        fn transaction(&self) -> TransactionId {
+            self.0
+        }
+    }
+
+    fn row(number: u64) -> Row {
+        let prefix = Prefix {
+            identity: LogIdentity(7),
+            node: Node(1),
+        };
+        let sequence = Sequence::new(number).unwrap();
+        Row(TransactionId::new(prefix, Epoch::new(1).unwrap(), sequence))
+    }
+
+    #[test]
+    fn what_was_neither_inserted_nor_found_in_the_way_is_no_answer() {
+        let rows = [row(1), row(2), row(3)];
+        let inserted = || vec![Inserted::No, Inserted::Yes, Inserted::No];
+        let holder = |row: &Row| Found::Holder(row.0);
+        let both = joined(&rows, inserted(), [holder(&rows[1]), holder(&rows[1])]).unwrap();
+        let is_held = |answer: &Result<_, _>| matches!(answer, Ok(Some(Found::Holder(_))));
+        let held: Vec<_> = both.iter().map(is_held).collect();
+        assert_eq!(held, [true, false, true]);
+        let one = joined(&rows, inserted(), [holder(&rows[1])]);
+        assert!(matches!(one, Err(LogError::Broken(_))));
+    }
 }

@@ -48,7 +48,8 @@ pub enum Operation {
         /// How much.
         amount: Positive,
     },
-    /// Looks whether an account has so much to spend, and changes nothing.
+    /// Looks whether an account has so much to spend, and changes nothing. It is so at the prepare; nothing keeps it so until
+    /// the commit, for a read-only branch holds nothing.
     Check {
         /// Which account.
         account: Positive,

@@ -15,7 +15,8 @@ use unanimous_participant::Resource;
 /// A bank that takes part in atomic transactions across services.
 ///
 /// It holds accounts in a Postgres database of its own and takes the operations `{"kind": "debit", "account": 7, "amount":
-/// 100}` and `credit`. The example to copy for a service of your own, and what the demo and the tests run.
+/// 100}` and `credit`, or `{"kind": "check", "account": 7, "at_least": 100}`, which only looks. The example to copy for a
+/// service of your own, and what the demo and the tests run.
 #[derive(Debug, Parser)]
 #[command(name = "bank", version, after_help = EXAMPLES)]
 struct CommandLine {

@@ -72,9 +72,11 @@ impl Batches {
         self.appends.push_back((what, on_durable));
     }
 
-    /// What is unforced has waited long enough for a decision to ride with.
-    pub(super) fn append_due(&mut self) {
-        self.append_due |= !self.appends.is_empty();
+    /// What is unforced has waited long enough for a decision to ride with. Whether there is any.
+    pub(super) fn append_due(&mut self) -> bool {
+        let waits = !self.appends.is_empty();
+        self.append_due |= waits;
+        waits
     }
 
     /// Nothing more is coming: all that waits is written, and then this is told.

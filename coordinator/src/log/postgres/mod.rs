@@ -329,7 +329,7 @@ impl DecisionLog for PostgresLog {
                 let (decisions, inserted) = decide(connection, &writer, &rows, &riding).await?;
                 let in_the_way = answers::in_the_way(&rows, &inserted);
                 let found = standings(connection, &in_the_way).await?;
-                Ok((decisions, answers::joined(&rows, inserted, found)))
+                Ok((decisions, answers::joined(&rows, inserted, found)?))
             })
         });
         let (decisions, answers) = self.core.write(job).await?;

@@ -255,7 +255,7 @@ impl DecisionLog for SqliteLog {
                 let inserted = insert(connection, &rows).await?;
                 let in_the_way = answers::in_the_way(&rows, &inserted);
                 let found = standings(connection, &in_the_way).await?;
-                let answers = answers::joined(&rows, inserted, found);
+                let answers = answers::joined(&rows, inserted, found)?;
                 append(connection, &riding, &finishes).await?;
                 Ok((decisions.unsigned_abs(), answers))
             })

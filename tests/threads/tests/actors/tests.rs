@@ -108,7 +108,11 @@ impl Writer {
                     // Until its time has come it may ride, or not.
                     continue;
                 }
-                Message::AppendDue => self.batches.append_due(),
+                Message::AppendDue => {
+                    if !self.batches.append_due() {
+                        continue;
+                    }
+                }
                 Message::Flush(flushed) => self.batches.flush(flushed),
                 Message::Written(batch) => {
                     let standings = batch.proposals.iter();
