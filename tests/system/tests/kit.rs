@@ -107,7 +107,9 @@ async fn the_bank_keeps_the_contract() {
         operations: operations(debit(1, 1)),
         refused: Some(operations(debit(1, 1_000_000_000))),
         exclusive: Some(operations(debit(2, 1_000_000))),
-        read_only: Some(operations(json!([{"kind": "check", "account": 1, "at_least": 1}]))),
+        read_only: Some(operations(
+            json!([{"kind": "check", "account": 1, "at_least": 1}]),
+        )),
         renamed: Some("orient".parse().expect("a name")),
         restart: Some(Arc::new({
             let machine = Arc::clone(&machine);
