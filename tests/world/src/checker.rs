@@ -39,6 +39,7 @@ struct Seen {
     /// What a crash would leave of its row.
     durable: Option<State>,
     said_yes: bool,
+    said_no: bool,
     said_read_only: bool,
     said_committed: bool,
     told_aborted: bool,
@@ -374,10 +375,10 @@ impl Checker {
         }
         // A zombie may see a branch change its mind: the branch asked the successor in between.
         let fenced = self.is_fenced(id);
-        // And an answer may come here after its call was given up, also the read-only vote that was asked for again, and
-        // turned to a yes. No courier hears such an answer.
+        // And an answer may come here after its call was given up, also the vote that was asked for again, and turned to
+        // another one. No courier hears such an answer.
         let overtaken = match what {
-            Alarm::VoteChanged(name) => self.changed_from_read_only(id, name),
+            Alarm::VoteChanged(name) => self.said_two_votes(id, name),
             Alarm::VoteLost(_)
             | Alarm::OutcomeDiffers(_)
             | Alarm::BelowLowWater(_)

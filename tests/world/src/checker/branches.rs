@@ -19,12 +19,24 @@ impl Checker {
         seen.is_some_and(|seen| seen.asked)
     }
 
-    /// Whether a branch answered read-only and then yes: a late duplicate of its prepare found something to do.
-    pub(crate) fn changed_from_read_only(&self, id: TransactionId, name: &ParticipantName) -> bool {
+    /// Whether a branch answered read-only: a late duplicate of its prepare may find something to do.
+    pub(crate) fn said_read_only(&self, id: TransactionId, name: &ParticipantName) -> bool {
         let known = self.transactions.get(&id);
         known
             .and_then(|known| known.branches.get(name))
             .is_some_and(|seen| seen.said_read_only)
+    }
+
+    /// Whether a branch gave two different votes. A read-only one is not stored, and a *no* not forced: a repeat of the
+    /// prepare, after a crash, may find something else.
+    pub(crate) fn said_two_votes(&self, id: TransactionId, name: &ParticipantName) -> bool {
+        let known = self.transactions.get(&id);
+        known
+            .and_then(|known| known.branches.get(name))
+            .is_some_and(|seen| {
+                let votes = [seen.said_yes, seen.said_no, seen.said_read_only];
+                votes.into_iter().filter(|said| *said).count() > 1
+            })
     }
 
     /// A participant answers; called when the answer leaves.
@@ -65,6 +77,7 @@ impl Checker {
                 true
             }
             Reply::Vote(Vote::No(_)) => {
+                seen.said_no = true;
                 // A no after a yes is only repeated news of an abort.
                 !matches!(
                     durable,

@@ -346,9 +346,7 @@ impl Participant {
             trace!(s, "{told}{now}");
         }
         if let Some(after) = &changed {
-            if matches!(after, State::Prepared { .. })
-                && s.checker.changed_from_read_only(id, &row.name)
-            {
+            if matches!(after, State::Prepared { .. }) && s.checker.said_read_only(id, &row.name) {
                 s.counters.add("read-only votes that changed");
             }
             let before = stored.as_ref().map(|row| &row.state);
