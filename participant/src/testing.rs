@@ -5,7 +5,9 @@
 //! under the test's control: there is no coordinator, so a branch in doubt stays so until the test ends it.
 //!
 //! ```no_run
-//! # use unanimous_participant::{Failure, Resource, Tx, Vote, deadpool_postgres::Pool, testing::Trial};
+//! # use unanimous_participant::{
+//! #     Failure, Resource, Tx, Vote, deadpool_postgres::{Manager, Pool}, testing::Trial, tokio_postgres::NoTls,
+//! # };
 //! # struct Stock;
 //! # #[derive(serde::Serialize, serde::Deserialize)]
 //! # enum Operation { Reserve { item: String, count: i64 } }
@@ -14,7 +16,10 @@
 //! #     async fn prepare(&self, _: &Operation, _: &mut Tx<'_>) -> Result<Vote, Failure> { Ok(Vote::Yes) }
 //! #     async fn commit(&self, _: &Operation, _: &mut Tx<'_>) -> Result<(), Failure> { Ok(()) }
 //! # }
-//! # fn a_pool_on_a_database_of_its_own() -> Pool { unimplemented!() }
+//! # fn a_pool_on_a_database_of_its_own() -> Pool {
+//! #     let manager = Manager::new("postgres://localhost/stock".parse().expect("an address"), NoTls);
+//! #     Pool::builder(manager).build().expect("a pool")
+//! # }
 //! #[tokio::test]
 //! async fn the_stock_keeps_its_promises() -> Result<(), Box<dyn std::error::Error>> {
 //!     // The program chooses its TLS provider; so does a test program.
