@@ -40,6 +40,8 @@ struct Seen {
     durable: Option<State>,
     said_yes: bool,
     said_no: bool,
+    /// A coordinator heard an answer after its call was given up.
+    heard_late: bool,
     said_read_only: bool,
     said_committed: bool,
     told_aborted: bool,
@@ -378,7 +380,7 @@ impl Checker {
         // And an answer may come here after its call was given up, also the vote that was asked for again, and turned to
         // another one. No courier hears such an answer.
         let overtaken = match what {
-            Alarm::VoteChanged(name) => self.said_two_votes(id, name),
+            Alarm::VoteChanged(name) => self.was_overtaken(id, name),
             Alarm::VoteLost(_)
             | Alarm::OutcomeDiffers(_)
             | Alarm::BelowLowWater(_)

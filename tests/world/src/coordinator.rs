@@ -63,7 +63,8 @@ pub(crate) struct Coordinator {
     keyring: Keyring,
     transactions: BTreeMap<TransactionId, Live>,
     /// Calls to branches that have not ended.
-    calls: BTreeMap<u64, (TransactionId, ParticipantName, Request)>,
+    /// Under way, each with whether its time is over.
+    calls: BTreeMap<u64, (TransactionId, ParticipantName, Request, bool)>,
     asked_of_log: BTreeMap<u64, Pending>,
     waiting_for_key: BTreeMap<IdempotencyKey, Vec<(Asker, Question)>>,
     /// What goes into the next write.

@@ -27,15 +27,22 @@ impl Checker {
             .is_some_and(|seen| seen.said_read_only)
     }
 
-    /// Whether a branch gave two different votes. A read-only one is not stored, and a *no* not forced: a repeat of the
-    /// prepare, after a crash, may find something else.
-    pub(crate) fn said_two_votes(&self, id: TransactionId, name: &ParticipantName) -> bool {
+    /// A coordinator hears an answer of a branch whose call it had given up.
+    pub(crate) fn hears_late(&mut self, id: TransactionId, participant: &ParticipantName) {
+        if !self.over.contains(&id) {
+            self.seen(id, participant).heard_late = true;
+        }
+    }
+
+    /// Whether a branch gave two different votes, and one of them was heard after its call was given up. A read-only vote is
+    /// not stored, and a *no* not forced: a repeat of the prepare, after a crash, may find something else.
+    pub(crate) fn was_overtaken(&self, id: TransactionId, name: &ParticipantName) -> bool {
         let known = self.transactions.get(&id);
         known
             .and_then(|known| known.branches.get(name))
             .is_some_and(|seen| {
                 let votes = [seen.said_yes, seen.said_no, seen.said_read_only];
-                votes.into_iter().filter(|said| *said).count() > 1
+                seen.heard_late && votes.into_iter().filter(|said| *said).count() > 1
             })
     }
 

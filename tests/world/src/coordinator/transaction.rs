@@ -298,7 +298,7 @@ impl Coordinator {
             participant: participant.clone(),
             delivery: Delivery::Unknown("timeout".to_owned()),
         };
-        self.calls.insert(number, (id, participant, request));
+        self.calls.insert(number, (id, participant, request, false));
         s.transmit(Happening::CallArrives(call));
         let timeout = s.rng.between(300, 2_000);
         s.after(timeout, silence);
@@ -324,19 +324,18 @@ impl Coordinator {
         s: &mut Surroundings,
     ) -> Result<(), Crashed> {
         let timed_out = matches!(&delivery, Delivery::Unknown(error) if error == "timeout");
-        let Some((id, participant, request)) = self.calls.get(&number).cloned() else {
+        let Some((id, participant, request, given_up)) = self.calls.remove(&number) else {
             return Ok(());
         };
         if timed_out {
             // The timer is not the call's answer: one that comes all the same is passed on, which is crueller than
             // any HTTP client. The machine must be able to bear it.
-            self.calls.remove(&number);
             if s.chaos && s.rng.chance(3_000) {
-                self.calls
-                    .insert(number, (id, participant.clone(), request.clone()));
+                let late = (id, participant.clone(), request.clone(), true);
+                self.calls.insert(number, late);
             }
-        } else {
-            self.calls.remove(&number);
+        } else if given_up {
+            s.checker.hears_late(id, &participant);
         }
         s.crash_point()?;
         let kind = request.kind();
