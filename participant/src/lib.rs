@@ -187,7 +187,8 @@
 //! # How it is built
 //!
 //! `branch` is the shell around the pure state machine of `unanimous-protocol`, inside one local transaction;
-//! `intent_log` holds all SQL on the crate's tables; `calls` the life of a request; `inquiry` what ends a doubt.
+//! `lane` has the messages of many branches share one; `intent_log` holds all SQL on the crate's tables; `calls` the life
+//! of a request; `inquiry` what ends a doubt.
 //! `pruning` drops the rows of what has ended everywhere, told by the coordinator's low-water mark. Left out: branches of plain SQL
 //! over `PREPARE TRANSACTION`.
 
@@ -202,6 +203,7 @@ mod inquiry;
 mod intent_log;
 mod interactive;
 mod keys;
+mod lane;
 mod participant;
 mod pruning;
 mod resource;

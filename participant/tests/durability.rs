@@ -422,7 +422,9 @@ async fn a_commit_that_stopped_waiting_for_its_standby_is_unclear() {
     east.prepare(&id(1), note("the disk is nearly full"))
         .await
         .is_vote("yes");
-    let cancelled = note("canceling wait for synchronous replication due to user request");
+    let text = "canceling wait for synchronous replication due to user request";
+    // A branch that takes keys has a local transaction of its own.
+    let cancelled = json!([{"kind": "hold", "key": "a", "text": text}]);
     let answer = east.prepare(&id(2), cancelled.clone()).await;
     answer.is_problem(503, "commit-unclear");
     east.until("SELECT count(*) = 2 FROM unanimous.branches WHERE state = 'prepared'")
@@ -430,4 +432,7 @@ async fn a_commit_that_stopped_waiting_for_its_standby_is_unclear() {
     // Asked again, its commit is forced again: by then the standby has everything.
     east.prepare(&id(2), cancelled).await.is_vote("yes");
     assert_eq!(east.journal(&id(2)).await.len(), 1);
+    // Those that shared theirs are asked again, each alone, before anything is answered.
+    east.prepare(&id(3), note(text)).await.is_vote("yes");
+    assert_eq!(east.journal(&id(3)).await.len(), 1);
 }
