@@ -249,7 +249,11 @@ impl Service {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(Builder) -> Builder) -> Self {
-        let database = fresh_database().await;
+        Self::on(fresh_database().await, change).await
+    }
+
+    /// In a database that has none of the service's tables.
+    pub(crate) async fn on(database: Config, change: impl FnOnce(Builder) -> Builder) -> Self {
         let sql = connect(&database).await;
         sql.batch_execute(TABLES).await.unwrap();
         let participant = change(east(&database)).start().await.unwrap();
