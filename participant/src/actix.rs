@@ -1,9 +1,13 @@
 //! The routes as an actix-web scope: its types in and out of [`Participant::answer`], and nothing else.
 
+use std::convert::Infallible;
+
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, Scope, http::StatusCode, web};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use crate::{
+    batch::Body,
     http::{BODY_MAX, payload_too_large, render_problem},
     participant::Participant,
 };
@@ -32,7 +36,7 @@ async fn answer(
             return HttpResponse::BadRequest().finish();
         };
         if body.len() + chunk.len() > BODY_MAX {
-            return convert(render_problem(&payload_too_large()));
+            return convert(render_problem(&payload_too_large()).map(Body::Whole));
         }
         body.extend_from_slice(&chunk);
     }
@@ -61,7 +65,7 @@ async fn answer(
     }
 }
 
-fn convert(response: http::Response<Vec<u8>>) -> HttpResponse {
+fn convert(response: http::Response<Body>) -> HttpResponse {
     let (parts, body) = response.into_parts();
     let status =
         StatusCode::from_u16(parts.status.as_u16()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -69,5 +73,10 @@ fn convert(response: http::Response<Vec<u8>>) -> HttpResponse {
     for (name, value) in &parts.headers {
         builder.insert_header((name.as_str(), value.as_bytes()));
     }
-    builder.body(body)
+    match body {
+        Body::Whole(whole) => builder.body(whole),
+        Body::Lines(lines) => {
+            builder.streaming(lines.map(|piece| Ok::<_, Infallible>(Bytes::from(piece))))
+        }
+    }
 }

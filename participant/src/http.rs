@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use tracing::Instrument as _;
 use unanimous_protocol::{
     branch::{Answer, Event},
@@ -17,12 +17,13 @@ use unanimous_protocol::{
     message::Reply,
     trace::TraceContext,
     wire::{
-        BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe, PROBLEM_JSON,
+        BATCH_FEATURE, BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe, PROBLEM_JSON,
         PrepareRequest, Problem, below_low_water_answer, parse_object, vote_answer,
     },
 };
 
 use crate::{
+    batch::Body,
     calls::Unanswered,
     crash,
     intent_log::{self, After, LogError, Seen},
@@ -39,16 +40,27 @@ const LIST_LIMIT: i64 = 100;
 /// A look at branches, at most.
 const LOOK_MAX: Duration = Duration::from_secs(6);
 
-type Answered = Result<Response<Vec<u8>>, Problem>;
+/// The body of a 200.
+type Answered = Result<Vec<u8>, Problem>;
 
 impl Participant {
     /// Answers one request. The path is what follows the participant's base URL (`/v1/prepare`), the body is whole; a
-    /// server that does not read more than [`BODY_MAX`] bytes of a body passes on one byte more than that.
-    pub async fn answer(&self, request: Request<Vec<u8>>) -> Response<Vec<u8>> {
-        let trace = traces::received(request.headers());
-        let span = tracing::error_span!("call", trace_id = %trace);
-        let answered = self.route(&request, &trace).instrument(span).await;
-        answered.unwrap_or_else(|problem| render_problem(&problem))
+    /// server that does not read more than [`BODY_MAX`] bytes of a body passes on one byte more than that. The answer's
+    /// body may come in pieces ([`Body::Lines`]), which are to be passed on as they come.
+    pub async fn answer(&self, request: Request<Vec<u8>>) -> Response<Body> {
+        let answered = if request.uri().path() == "/v1/batch" {
+            // Each message is in a trace of its own.
+            match allow(&request, &Method::POST).and_then(|()| body(&request)) {
+                Ok(batch) => self.batch(batch).await,
+                Err(problem) => Err(problem),
+            }
+        } else {
+            let trace = traces::received(request.headers());
+            let span = tracing::error_span!("call", trace_id = %trace);
+            let answered = self.route(&request, &trace).instrument(span).await;
+            answered.map(|body| response(StatusCode::OK, "application/json", Body::Whole(body)))
+        };
+        answered.unwrap_or_else(|problem| render_problem(&problem).map(Body::Whole))
     }
 
     async fn route(&self, request: &Request<Vec<u8>>, trace: &TraceContext) -> Answered {
@@ -81,7 +93,7 @@ impl Participant {
                 render(&Describe {
                     participant: self.shared.name.clone(),
                     protocol: 1,
-                    features: Vec::new(),
+                    features: vec![BATCH_FEATURE.to_owned()],
                 })
             }
             _ => Err(Problem::new(
@@ -92,7 +104,7 @@ impl Participant {
         }
     }
 
-    async fn prepare(&self, request: PrepareRequest, trace: &TraceContext) -> Answered {
+    pub(crate) async fn prepare(&self, request: PrepareRequest, trace: &TraceContext) -> Answered {
         let branch = BranchId {
             transaction: request.transaction,
             participant: request.participant.clone(),
@@ -108,7 +120,7 @@ impl Participant {
         render_answer(&branch, Some(answer))
     }
 
-    async fn outcome(&self, request: BranchRequest, event: Event) -> Answered {
+    pub(crate) async fn outcome(&self, request: BranchRequest, event: Event) -> Answered {
         let branch = BranchId {
             transaction: request.transaction,
             participant: request.participant,
@@ -273,7 +285,7 @@ fn allow(request: &Request<Vec<u8>>, method: &Method) -> Result<(), Problem> {
 }
 
 /// The body as one of ours. An empty one is `{}`.
-fn body<T: DeserializeOwned>(request: &Request<Vec<u8>>) -> Result<T, Problem> {
+fn body<'a, T: Deserialize<'a>>(request: &'a Request<Vec<u8>>) -> Result<T, Problem> {
     let body = request.body();
     if body.len() > BODY_MAX {
         return Err(payload_too_large());
@@ -296,12 +308,12 @@ fn body<T: DeserializeOwned>(request: &Request<Vec<u8>>) -> Result<T, Problem> {
     parse(body)
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     // The reader's text names the member.
     parse_object(body).map_err(|error| invalid(&format!("the body: {error}")))
 }
 
-fn invalid(what: &str) -> Problem {
+pub(crate) fn invalid(what: &str) -> Problem {
     Problem::new(400, "invalid-request", what)
 }
 
@@ -434,9 +446,8 @@ fn render_answer(branch: &BranchId, answer: Option<Answer>) -> Answered {
 }
 
 fn render(body: &impl Serialize) -> Answered {
-    let body = serde_json::to_vec(body)
-        .map_err(|error| Problem::new(500, "internal", format!("no JSON: {error}")))?;
-    Ok(response(StatusCode::OK, "application/json", body))
+    serde_json::to_vec(body)
+        .map_err(|error| Problem::new(500, "internal", format!("no JSON: {error}")))
 }
 
 /// A problem as a response, with the headers that go with its status.
@@ -459,7 +470,7 @@ pub(crate) fn render_problem(problem: &Problem) -> Response<Vec<u8>> {
     response
 }
 
-fn response(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Vec<u8>> {
+pub(crate) fn response<B>(status: StatusCode, content_type: &'static str, body: B) -> Response<B> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();

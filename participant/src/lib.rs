@@ -80,7 +80,9 @@
 //! ```
 //!
 //! The coordinator then has it registered as `stock=http://stock.internal:8081/unanimous`. Without actix-web
-//! (`default-features = false`), [`Participant::answer`] is the same over the types of the `http` crate.
+//! (`default-features = false`), [`Participant::answer`] is the same over the types of the `http` crate. Where many
+//! transactions run at once the coordinator sends many messages in one request, and their answers are lines that come as
+//! they are ready: pass the pieces of [`Body::Lines`], which is a `Stream`, on as they come.
 //!
 //! # What your code owes
 //!
@@ -187,13 +189,14 @@
 //! # How it is built
 //!
 //! `branch` is the shell around the pure state machine of `unanimous-protocol`, inside one local transaction;
-//! `lane` has the messages of many branches share one; `intent_log` holds all SQL on the crate's tables; `calls` the life
-//! of a request; `inquiry` what ends a doubt.
+//! `batch` takes many messages in one call, and `lane` has what waits share a local transaction; `intent_log` holds all SQL
+//! on the crate's tables; `calls` the life of a request; `inquiry` what ends a doubt.
 //! `pruning` drops the rows of what has ended everywhere, told by the coordinator's low-water mark. Left out: branches of plain SQL
 //! over `PREPARE TRANSACTION`.
 
 #[cfg(feature = "actix-web")]
 mod actix;
+mod batch;
 mod branch;
 mod calls;
 mod connections;
@@ -216,6 +219,7 @@ mod tx;
 mod watched;
 
 pub use crate::{
+    batch::{Body, Lines},
     http::BODY_MAX,
     interactive::{InteractiveBranch, InteractiveError, TRANSACTION_HEADER},
     participant::{Builder, Participant, StartError},

@@ -328,12 +328,12 @@ impl<R: Resource> Trial<R> {
             http::header::CONTENT_TYPE,
             http::HeaderValue::from_static("application/json"),
         );
-        let response = self.participant.answer(request).await;
-        let content_type = response.headers().get(http::header::CONTENT_TYPE);
+        let (head, body) = self.participant.answer(request).await.into_parts();
+        let content_type = head.headers.get(http::header::CONTENT_TYPE);
         let answer = HttpAnswer {
-            status: response.status().as_u16(),
+            status: head.status.as_u16(),
             content_type: content_type.and_then(|value| value.to_str().ok()),
-            body: response.body(),
+            body: &body.whole().await,
         };
         let branch_id = BranchId {
             transaction: branch.transaction,

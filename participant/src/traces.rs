@@ -54,13 +54,17 @@ pub(crate) fn received(headers: &HeaderMap) -> TraceContext {
         let texts: Option<Vec<&str>> = values.map(|value| value.to_str().ok()).collect();
         texts.filter(|texts| !texts.is_empty())
     };
-    let received = || {
-        let parents = text("traceparent")?;
-        let [parent] = parents[..] else { return None };
-        let state = text("tracestate").map(|states| states.join(","));
-        TraceContext::received(parent, state.as_deref())
-    };
-    received().unwrap_or_else(|| TraceContext::begun(rand::random()))
+    let states = text("tracestate").map(|states| states.join(","));
+    match text("traceparent").as_deref() {
+        Some([parent]) => named(Some(parent), states.as_deref()),
+        Some(_) | None => named(None, None),
+    }
+}
+
+/// The trace of a message that has these two as members.
+pub(crate) fn named(parent: Option<&str>, state: Option<&str>) -> TraceContext {
+    let received = parent.and_then(|parent| TraceContext::received(parent, state));
+    received.unwrap_or_else(|| TraceContext::begun(rand::random()))
 }
 
 /// The request as a call of its own in that trace.

@@ -419,7 +419,7 @@ pub(crate) async fn send(
     Answer {
         status: parts.status.as_u16(),
         headers: parts.headers,
-        body: serde_json::from_slice(&body).unwrap(),
+        body: serde_json::from_slice(&body.whole().await).unwrap(),
     }
 }
 

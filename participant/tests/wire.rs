@@ -155,6 +155,6 @@ async fn a_branch_can_be_looked_at_and_branches_come_in_pages() {
     let describe = east.get("/v1/describe").await;
     assert_eq!(
         describe.body,
-        json!({"participant": "east", "protocol": 1, "features": []})
+        json!({"participant": "east", "protocol": 1, "features": ["batch"]})
     );
 }

@@ -86,8 +86,9 @@ impl Request {
     }
 }
 
-/// The kind of a [`Request`]; its text is the last segment of the route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The kind of a [`Request`]; its text is the last segment of the route, and the `kind` of a message in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum RequestKind {
     /// [`Request::Prepare`]
     Prepare,

@@ -9,10 +9,10 @@ use unanimous_protocol::{
     operations::BodyDigest,
     record::AbortReason,
     wire::{
-        AbortRequest, BeginRequest, BranchList, BranchRequest, BranchStateAnswer, CommitRequest,
+        AbortRequest, BatchLine, BatchMessage, BatchRequest, BeginRequest, BranchList, BranchRequest, BranchStateAnswer, CommitRequest,
         Describe, EnlistAnswer, EnlistRequest, OutcomeAnswer, ParticipantList, ParticipantRequest,
         ParticipantView, PrepareRequest, Problem, TransactionList, TransactionView, VoteAnswer,
-        parse_object,
+        parse_object, write_batch_line,
     },
 };
 
@@ -35,6 +35,30 @@ fn reprint<T: DeserializeOwned + Serialize>(text: &str) -> Result<String, String
     serde_json::to_string_pretty(&body)
         .map(|printed| printed + "\n")
         .map_err(|error| error.to_string())
+}
+
+/// As [`reprint`], of a body that borrows from its text.
+fn reprint_batch(text: &str) -> Result<String, String> {
+    let body: BatchRequest<'_> =
+        parse_object(text.as_bytes()).map_err(|error| error.to_string())?;
+    serde_json::to_string_pretty(&body)
+        .map(|printed| printed + "\n")
+        .map_err(|error| error.to_string())
+}
+
+/// A line is one line.
+fn reprint_batch_line(text: &str) -> Result<String, String> {
+    let line: BatchLine<'_> = parse_object(text.as_bytes()).map_err(|error| error.to_string())?;
+    let mut printed = Vec::new();
+    write_batch_line(
+        &mut printed,
+        &line.transaction,
+        &line.participant,
+        line.status,
+        line.answer().body,
+    )
+    .map_err(|error| error.to_string())?;
+    String::from_utf8(printed).map_err(|error| error.to_string())
 }
 
 macro_rules! kind {
@@ -67,6 +91,17 @@ const KINDS: &[Kind] = &[
     kind!("branch_state", ParticipantOrClient, BranchStateAnswer),
     kind!("branch_list", ParticipantOrClient, BranchList),
     kind!("describe", ParticipantOrClient, Describe),
+    kind!("batch_message", ParticipantOrClient, BatchMessage),
+    Kind {
+        name: "batch_request",
+        reader: Reader::ParticipantOrClient,
+        reprint: reprint_batch,
+    },
+    Kind {
+        name: "batch_line",
+        reader: Reader::ParticipantOrClient,
+        reprint: reprint_batch_line,
+    },
 ];
 
 /// Every golden file: its name, its kind, its text.
@@ -213,6 +248,8 @@ fn an_id_in_any_other_spelling_is_refused_wherever_it_is_read_as_an_id() {
         ("reason.duplicate.json", "winner"),
         ("prepare_request.interactive.json", "transaction"),
         ("prepare_request.interactive.json", "low_water"),
+        ("batch_message.prepare.json", "transaction"),
+        ("batch_message.prepare.json", "low_water"),
         ("branch_request.low_water.json", "transaction"),
         ("branch_request.low_water.json", "low_water"),
         ("vote.no_below_low_water.json", "low_water"),

@@ -4,11 +4,15 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use reqwest::Url;
 
+use super::announced::Announced;
+
 /// A participant's base URL, checked. It comes from the participant registry and from nowhere else (design rule 19).
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Endpoint {
     /// Without a slash at its end.
     base: Arc<str>,
+    /// What is known of whoever listens there: no part of the address.
+    announced: Arc<Announced>,
 }
 
 /// A text that is no [`Endpoint`].
@@ -35,11 +39,24 @@ impl Endpoint {
         &self.base
     }
 
+    /// What whoever listens there has announced.
+    pub(super) fn announced(&self) -> &Announced {
+        &self.announced
+    }
+
     /// A route below it; begins with a slash.
     pub(super) fn route(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
 }
+
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        self.base == other.base
+    }
+}
+
+impl Eq for Endpoint {}
 
 impl FromStr for Endpoint {
     type Err = InvalidEndpoint;
@@ -61,6 +78,7 @@ impl FromStr for Endpoint {
         }
         Ok(Self {
             base: url.as_str().trim_end_matches('/').into(),
+            announced: Arc::default(),
         })
     }
 }

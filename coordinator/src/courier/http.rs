@@ -1,9 +1,9 @@
 //! Calls over HTTP (`docs/API.md` section 2).
 //!
 //! What came back is judged by [`read_reply`] and by nothing here. A call is one attempt: no redirect is followed, no
-//! proxy asked, nothing repeated.
+//! proxy asked, nothing repeated. At a participant that takes batches it is a message of one ([`super::batches`]).
 
-use std::{error::Error as _, io, time::Duration};
+use std::{error::Error as _, io, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use reqwest::{
@@ -18,10 +18,12 @@ use unanimous_protocol::{
     },
 };
 
-use super::{Ended, Endpoint, Limits, Outgoing, Transport};
+use tokio::time::Instant;
+
+use super::{Ended, Endpoint, Limits, Outgoing, Transport, batches::Batches};
 
 /// Answers are some hundred bytes; a longer one is none, and is not read to its end.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+pub(super) const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Servers keep connections for at least 75 s; whoever closes first should be us, or a call leaves on a connection that
 /// the server is just closing and ends as unknown.
@@ -30,7 +32,8 @@ const POOL_IDLE_MAX: Duration = Duration::from_secs(30);
 /// Calls participants over HTTP, on connections that are kept.
 #[derive(Clone, Debug)]
 pub struct Http {
-    client: Client,
+    pub(super) client: Client,
+    batches: Arc<Batches>,
     /// For the calls that no courier times.
     look_timeout: Duration,
 }
@@ -55,15 +58,25 @@ impl Http {
         })?;
         Ok(Self {
             client,
+            batches: Arc::default(),
             look_timeout: limits.outcome_timeout,
         })
     }
 
-    /// Who says he is there, and what he can do.
+    /// Who says he is there, and what he can do. What he announces is made use of from then on.
     ///
     /// # Errors
     /// When nobody answers, or something that is no description.
     pub async fn describe(&self, endpoint: &Endpoint) -> Result<Describe, String> {
+        let described = self.ask_what_it_can(endpoint).await;
+        match &described {
+            Ok(described) => endpoint.announced().described(described, Instant::now()),
+            Err(_) => endpoint.announced().is_silent(),
+        }
+        described
+    }
+
+    async fn ask_what_it_can(&self, endpoint: &Endpoint) -> Result<Describe, String> {
         let answer = self.look(endpoint, "/v1/describe").await?;
         if answer.status != 200 {
             return Err(format!("status {}, not a description", answer.status));
@@ -117,6 +130,64 @@ impl Http {
             }
         }
     }
+
+    /// A call as a request of its own.
+    pub(super) async fn single(&self, to: &Endpoint, call: Outgoing) -> Ended {
+        let kind = call.request.kind();
+        let body = match &call.request {
+            Request::Prepare(prepare) => serde_json::to_vec(&PrepareRequest {
+                transaction: call.branch.transaction,
+                participant: call.branch.participant.clone(),
+                operations: prepare.operations.clone(),
+                remaining_ms: call.remaining_ms,
+                begun_at_ms: call.begun_at_ms,
+                session: prepare.session.clone(),
+                low_water: call.low_water,
+            }),
+            Request::Commit | Request::Abort => serde_json::to_vec(&BranchRequest {
+                transaction: call.branch.transaction,
+                participant: call.branch.participant.clone(),
+                low_water: call.low_water,
+            }),
+        };
+        let body = match body {
+            Ok(body) => body,
+            Err(error) => {
+                let reason = format!("the call can not be written as JSON: {error}");
+                return Ended::Heard(Delivery::Unknown(reason));
+            }
+        };
+        let mut request = self
+            .client
+            .request(Method::POST, to.route(&format!("/v1/{}", kind.as_str())))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("traceparent", call.trace.traceparent(rand::random()));
+        let state = call.trace.tracestate();
+        // Tracing never is the reason that a call fails: what is no header is left out.
+        if let Some(state) = state.and_then(|text| HeaderValue::from_str(text).ok()) {
+            request = request.header("tracestate", state);
+        }
+        match ask(request.body(body)).await {
+            Ok(answer) => Ended::Heard(read_reply(kind, &call.branch, &answer.as_http())),
+            Err(why) => why.into_ended(),
+        }
+    }
+
+    /// Whoever answers after a silence may be another version than the one before.
+    fn notice(&self, to: &Endpoint, ended: &Ended) {
+        match ended {
+            Ended::Refused(_) | Ended::Silent(_) => to.announced().is_silent(),
+            Ended::Heard(_) if to.announced().is_to_be_asked(Instant::now()) => {
+                let (http, to) = (self.clone(), to.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = http.describe(&to).await {
+                        tracing::debug!(url = %to, error, "asked what it can, it does not say");
+                    }
+                });
+            }
+            Ended::Heard(_) => {}
+        }
+    }
 }
 
 fn builder(limits: &Limits) -> ClientBuilder {
@@ -141,61 +212,30 @@ fn builder(limits: &Limits) -> ClientBuilder {
 
 impl Transport for Http {
     fn call(&self, to: &Endpoint, call: Outgoing) -> BoxFuture<'static, Ended> {
-        let kind = call.request.kind();
-        let body = match &call.request {
-            Request::Prepare(prepare) => serde_json::to_vec(&PrepareRequest {
-                transaction: call.branch.transaction,
-                participant: call.branch.participant.clone(),
-                operations: prepare.operations.clone(),
-                remaining_ms: call.remaining_ms,
-                begun_at_ms: call.begun_at_ms,
-                session: prepare.session.clone(),
-                low_water: call.low_water,
-            }),
-            Request::Commit | Request::Abort => serde_json::to_vec(&BranchRequest {
-                transaction: call.branch.transaction,
-                participant: call.branch.participant.clone(),
-                low_water: call.low_water,
-            }),
-        };
-        let mut request = self
-            .client
-            .request(Method::POST, to.route(&format!("/v1/{}", kind.as_str())))
-            .header(header::CONTENT_TYPE, "application/json")
-            .header("traceparent", call.trace.traceparent(rand::random()));
-        let state = call.trace.tracestate();
-        // Tracing never is the reason that a call fails: what is no header is left out.
-        if let Some(state) = state.and_then(|text| HeaderValue::from_str(text).ok()) {
-            request = request.header("tracestate", state);
-        }
+        let (http, to) = (self.clone(), to.clone());
         async move {
-            let body = match body {
-                Ok(body) => body,
-                Err(error) => {
-                    let reason = format!("the call can not be written as JSON: {error}");
-                    return Ended::Heard(Delivery::Unknown(reason));
-                }
+            let ended = if to.announced().takes_batches() {
+                let lane = http.batches.lane(&to, call.request.kind());
+                lane.call(http.clone(), to.clone(), call).await
+            } else {
+                http.single(&to, call).await
             };
-            match ask(request.body(body)).await {
-                Ok(answer) => Ended::Heard(read_reply(kind, &call.branch, &answer.as_http())),
-                Err(Failure::Refused(reason)) => Ended::Refused(reason),
-                Err(Failure::Silent(reason)) => Ended::Silent(reason),
-                Err(Failure::TooLong(reason)) => Ended::Heard(Delivery::Unknown(reason)),
-            }
+            http.notice(&to, &ended);
+            ended
         }
         .boxed()
     }
 }
 
 /// An answer, whole.
-struct Answer {
+pub(super) struct Answer {
     status: u16,
     content_type: Option<String>,
     body: Vec<u8>,
 }
 
 impl Answer {
-    fn as_http(&self) -> HttpAnswer<'_> {
+    pub(super) fn as_http(&self) -> HttpAnswer<'_> {
         HttpAnswer {
             status: self.status,
             content_type: self.content_type.as_deref(),
@@ -216,13 +256,24 @@ impl Answer {
 }
 
 /// Why there is no answer.
-enum Failure {
+#[derive(Clone, Debug)]
+pub(super) enum Failure {
     /// The connection was refused, and nothing else.
     Refused(String),
     /// Nothing came back, or not all of it.
     Silent(String),
     /// More came than anybody wants to read.
     TooLong(String),
+}
+
+impl Failure {
+    pub(super) fn into_ended(self) -> Ended {
+        match self {
+            Self::Refused(reason) => Ended::Refused(reason),
+            Self::Silent(reason) => Ended::Silent(reason),
+            Self::TooLong(reason) => Ended::Heard(Delivery::Unknown(reason)),
+        }
+    }
 }
 
 async fn ask(request: RequestBuilder) -> Result<Answer, Failure> {
@@ -232,7 +283,7 @@ async fn ask(request: RequestBuilder) -> Result<Answer, Failure> {
 
 /// Only a connection that was refused while it was made proves that the branch did not act: nothing was written yet. On
 /// one that stands the same error may come late, from an ICMP message about a peer that was there before.
-fn failure(error: reqwest::Error) -> Failure {
+pub(super) fn failure(error: reqwest::Error) -> Failure {
     let refused = error.is_connect()
         && causes(&error).any(|cause| {
             cause
@@ -257,8 +308,13 @@ fn chain(error: &reqwest::Error) -> String {
     bounded_reason(&texts.collect::<Vec<_>>().join(": "))
 }
 
+pub(super) fn broke_off(error: reqwest::Error) -> Failure {
+    let cause = chain(&error.without_url());
+    Failure::Silent(format!("the answer broke off: {cause}"))
+}
+
 /// Dropping the response before its end closes its connection.
-async fn read(mut response: Response) -> Result<Answer, Failure> {
+pub(super) async fn read(mut response: Response) -> Result<Answer, Failure> {
     let status = response.status().as_u16();
     let content_type = response
         .headers()
@@ -271,12 +327,7 @@ async fn read(mut response: Response) -> Result<Answer, Failure> {
         ))
     };
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| {
-        Failure::Silent(format!(
-            "the answer broke off: {}",
-            chain(&error.without_url())
-        ))
-    })? {
+    while let Some(chunk) = response.chunk().await.map_err(broke_off)? {
         if body.len() + chunk.len() > ANSWER_BYTES_MAX {
             return Err(too_long());
         }

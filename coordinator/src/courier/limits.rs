@@ -15,6 +15,9 @@ pub struct Limits {
     /// Nothing is lost when an abort is late, for the branch would ask. Slots of their own, so that a wave of aborts
     /// never takes the commits'.
     pub aborts_in_flight_max: usize,
+    /// Of each kind, at a participant that takes batches: there a call costs no connection of its own, and what is
+    /// under way is what the next batch is made of.
+    pub batched_in_flight_max: usize,
     /// Between the attempts of a prepare, and between the probes of an open breaker. Capped low: after a short outage
     /// there must be time left until the deadline.
     pub prepare_backoff: Backoff,
@@ -40,6 +43,7 @@ impl Default for Limits {
             prepares_in_flight_max: 64,
             commits_in_flight_max: 32,
             aborts_in_flight_max: 16,
+            batched_in_flight_max: 256,
             prepare_backoff: Backoff {
                 first: Duration::from_millis(20),
                 longest: Duration::from_secs(1),

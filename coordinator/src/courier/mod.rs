@@ -20,7 +20,9 @@
 //! is in `couriers`, and is one mutex and one timer task for each participant. `tests/threads` compiles that very file, and
 //! all it needs, over a scheduler that tries the orders in which threads can meet.
 
+mod announced;
 mod backoff;
+mod batches;
 mod breaker;
 mod call;
 mod couriers;

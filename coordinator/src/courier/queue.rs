@@ -273,7 +273,7 @@ impl Queue {
         let prepares = &self.lanes.prepare;
         let waits_for_breaker = self.endpoint.is_some()
             && !prepares.ready.is_empty()
-            && prepares.in_flight < self.limits.in_flight_max(RequestKind::Prepare);
+            && prepares.in_flight < self.in_flight_max(RequestKind::Prepare);
         let probe = self.breaker.next_probe().filter(|_| waits_for_breaker);
         timer.into_iter().chain(probe).min()
     }
@@ -381,6 +381,21 @@ impl Queue {
         self.start(now, actions);
     }
 
+    fn in_flight_max(&self, kind: RequestKind) -> usize {
+        let limits = &self.limits;
+        let singly = match kind {
+            RequestKind::Prepare => limits.prepares_in_flight_max,
+            RequestKind::Commit => limits.commits_in_flight_max,
+            RequestKind::Abort => limits.aborts_in_flight_max,
+        };
+        match &self.endpoint {
+            Some(endpoint) if endpoint.announced().takes_batches() => {
+                singly.max(limits.batched_in_flight_max)
+            }
+            Some(_) | None => singly,
+        }
+    }
+
     fn draw(&mut self) -> u64 {
         self.drawn += 1;
         self.drawn
@@ -396,7 +411,7 @@ impl Queue {
             RequestKind::Abort,
             RequestKind::Prepare,
         ] {
-            while self.lanes.of(kind).in_flight < self.limits.in_flight_max(kind)
+            while self.lanes.of(kind).in_flight < self.in_flight_max(kind)
                 && (kind != RequestKind::Prepare || self.breaker.permits(now))
                 && let Some((_, serial)) = self.lanes.of(kind).ready.first_key_value()
                 && let serial = *serial
@@ -607,14 +622,6 @@ impl Queue {
 }
 
 impl Limits {
-    fn in_flight_max(&self, kind: RequestKind) -> usize {
-        match kind {
-            RequestKind::Prepare => self.prepares_in_flight_max,
-            RequestKind::Commit => self.commits_in_flight_max,
-            RequestKind::Abort => self.aborts_in_flight_max,
-        }
-    }
-
     fn backoff(&self, kind: RequestKind) -> Backoff {
         match kind {
             RequestKind::Prepare => self.prepare_backoff,

@@ -5,6 +5,7 @@
 //! Answers are read by pure functions ([`read_reply`], [`read_inquiry`]): that an empty 200 is no vote is a rule of
 //! the protocol, not a habit of an HTTP client.
 
+mod batch;
 mod coordinator;
 mod object;
 #[cfg(feature = "openapi")]
@@ -14,6 +15,10 @@ mod problem;
 mod timestamp;
 mod view;
 
+pub use batch::{
+    BATCH_BYTES_MAX, BATCH_FEATURE, BATCH_MESSAGES_MAX, BatchLine, BatchMessage, BatchRequest, NDJSON,
+    SingleRequest, write_batch_line,
+};
 pub use coordinator::{
     AbortRequest, BeginRequest, BranchView, CommitRequest, EnlistAnswer, EnlistRequest,
     InvalidWait, Labels, NamedBranch, OutcomeAnswer, ParticipantList, ParticipantRequest,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{OutcomeAnswer, PROBLEM_JSON, Problem, Timestamp, parse_object, problem_type};
+use super::{BATCH_FEATURE, OutcomeAnswer, PROBLEM_JSON, Problem, Timestamp, parse_object, problem_type};
 use crate::{
     id::{BranchId, ParticipantName, TransactionId},
     message::{
@@ -127,6 +127,14 @@ pub struct Describe {
     pub features: Vec<String>,
 }
 
+impl Describe {
+    /// Whether it announced `POST /v1/batch`.
+    #[must_use]
+    pub fn takes_batches(&self) -> bool {
+        self.features.iter().any(|feature| feature == BATCH_FEATURE)
+    }
+}
+
 /// A `null` member of ours is the same as an absent one.
 fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
@@ -160,7 +168,9 @@ impl HttpAnswer<'_> {
         (ours && problem.status == self.status).then_some(problem)
     }
 
-    fn describe(&self) -> String {
+    /// In words, for an answer that answers nothing.
+    #[must_use]
+    pub fn describe(&self) -> String {
         match self.problem() {
             Some(problem) => bounded_reason(&format!(
                 "{} {}: {}",

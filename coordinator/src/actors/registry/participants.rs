@@ -263,10 +263,11 @@ async fn describe(
 ) {
     let mut last_error = String::new();
     for _ in 0..DESCRIBE_MAX {
-        if couriers.endpoint(&participant).as_ref() != Some(&url) {
+        // The couriers' own, which remembers for them what is announced.
+        let Some(registered) = couriers.endpoint(&participant).filter(|at| *at == url) else {
             return;
-        }
-        match http.describe(&url).await {
+        };
+        match http.describe(&registered).await {
             Ok(described) if described.participant == participant => {
                 info!(%participant, %url, "the participant answers");
                 return;

@@ -1,5 +1,7 @@
 //! The couriers.
 
+#[path = "../../../../coordinator/src/courier/announced.rs"]
+mod announced;
 #[path = "../../../../coordinator/src/courier/backoff.rs"]
 mod backoff;
 #[path = "../../../../coordinator/src/courier/breaker.rs"]
