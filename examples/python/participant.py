@@ -68,6 +68,7 @@ def enter(db, ask):
 def state_table(db, message, ask, row):
     match message, row.state:
         case "prepare", "active": return vote(db, ask)
+        case "prepare", "aborted" if row.vote["code"] == "aborted": return row.vote  # An abort came first.
         case "prepare", _ if row.operations in (None, ask["operations"]): return row.vote  # The same every time.
         case "prepare", _: raise Problem(422, "prepare-changed", "other operations than the first time")
         case "commit", "prepared":  # Effect and state are written together: however often it is told, it is done once.

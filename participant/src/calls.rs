@@ -77,7 +77,7 @@ pub(crate) enum Unanswered {
 impl Shared {
     /// A prepare, from its arrival to its answer.
     pub(crate) async fn prepare(
-        &self,
+        self: &Arc<Self>,
         request: PrepareRequest,
         arrived: Instant,
     ) -> Result<Answer, Unanswered> {
@@ -122,7 +122,7 @@ impl Shared {
 
     /// In the lane; `None` where it is to be prepared alone.
     async fn prepare_together(
-        &self,
+        self: &Arc<Self>,
         branch: &BranchId,
         request: &PrepareRequest,
         deadline: Instant,
@@ -216,7 +216,7 @@ impl Shared {
     /// An outcome for a branch: told, found out by an inquiry, or by the deadline of interactive work. `None` where the
     /// branch has nothing to say to it.
     pub(crate) async fn event(
-        &self,
+        self: &Arc<Self>,
         branch: &BranchId,
         event: Event,
     ) -> Result<Option<Answer>, Unanswered> {

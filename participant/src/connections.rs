@@ -1,7 +1,7 @@
 //! Who gets a connection: phase two never waits behind phase one (design rule 17).
 //!
 //! Of a pool of N, prepares use at most N - 2. Commits, aborts and inquiries have those two always, and any other that
-//! is free. What the service itself takes from the same pool is not counted here: a service whose own requests can use
+//! is free. One of the prepares' is the lane's ([`crate::lane`]), where there are two of them; a smaller pool has no lane. What the service itself takes from the same pool is not counted here: a service whose own requests can use
 //! the whole pool gives them a pool of their own.
 
 use std::time::Duration;
@@ -26,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Connections {
     pool: Pool,
+    has_lane: bool,
     prepare_slots: Semaphore,
     prepares: Semaphore,
 }
@@ -35,9 +36,12 @@ pub(crate) type Admission<'a> = SemaphorePermit<'a>;
 
 impl Connections {
     pub(crate) fn of(pool: Pool) -> Self {
-        let slots = pool.status().max_size.saturating_sub(FOR_PHASE_TWO);
+        let for_prepares = pool.status().max_size.saturating_sub(FOR_PHASE_TWO);
+        let has_lane = for_prepares > 1;
+        let slots = for_prepares - usize::from(has_lane);
         Self {
             pool,
+            has_lane,
             prepare_slots: Semaphore::new(slots),
             prepares: Semaphore::new(PREPARES_MAX),
         }
@@ -45,6 +49,11 @@ impl Connections {
 
     pub(crate) fn pool_size(&self) -> usize {
         self.pool.status().max_size
+    }
+
+    /// Whether one connection may be kept for the lane.
+    pub(crate) fn has_lane(&self) -> bool {
+        self.has_lane
     }
 
     /// `None` when too many prepares are under way.
@@ -56,11 +65,6 @@ impl Connections {
     pub(crate) async fn prepare_slot(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
         let slot = tokio::time::timeout_at(deadline, self.prepare_slots.acquire()).await;
         slot.ok()?.ok()
-    }
-
-    /// A prepare's slot, if one is free.
-    pub(crate) fn free_prepare_slot(&self) -> Option<SemaphorePermit<'_>> {
-        self.prepare_slots.try_acquire().ok()
     }
 
     /// A connection: a prepare's behind its slot, anybody else's at once.

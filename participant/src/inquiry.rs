@@ -353,7 +353,12 @@ async fn scan(
 }
 
 /// Asks each coordinator in turn, beginning with another one each time, until one of them knows.
-async fn inquire(shared: &Shared, branch: &BranchId, trace: &TraceContext, turn: usize) -> Told {
+async fn inquire(
+    shared: &Arc<Shared>,
+    branch: &BranchId,
+    trace: &TraceContext,
+    turn: usize,
+) -> Told {
     let coordinators = &shared.coordinators;
     for step in 0..coordinators.len() {
         let Some(coordinator) = coordinators.get((turn + step) % coordinators.len()) else {
@@ -438,7 +443,7 @@ pub(crate) async fn read_body(mut response: reqwest::Response) -> Vec<u8> {
 }
 
 /// The outcome as a normal message: one local transaction, on the branch's row.
-async fn settle(shared: &Shared, branch: &BranchId, inform: Inform) -> Told {
+async fn settle(shared: &Arc<Shared>, branch: &BranchId, inform: Inform) -> Told {
     let Ok(_turn) = shared.settling.acquire().await else {
         return Told::NotYet;
     };

@@ -574,7 +574,7 @@ impl Shared {
 
     /// Drops the interactive work whose deadline has passed: before its yes a branch may abort freely, and a dead client
     /// leaves nothing behind.
-    async fn drop_overdue_sessions(&self) {
+    async fn drop_overdue_sessions(self: &Arc<Self>) {
         let now = Instant::now();
         self.sessions
             .enlisting()

@@ -12,12 +12,13 @@
 //! - **Nobody sees a neighbour half done.** Beside others a branch runs one statement ([`Gate`]); whose code wants more gets
 //!   a turn of its own within the transaction, from its first statement to its last.
 //! - **Outcomes never wait behind prepares** (design rule 17). A run is over within [`PATIENCE`], no lock is waited for
-//!   longer than [`LOCK_MAX`](together::LOCK_MAX), and prepares take part only where one of their slots is free. A prepare
-//!   that takes keys never goes this way.
+//!   longer than [`LOCK_MAX`](crate::intent_log::together::LOCK_MAX), and whoever has not been told within [`TOLD_MAX`] goes
+//!   alone, on another connection. A prepare that takes keys never goes this way.
 //! - **The protocol decides** ([`unanimous_protocol::branch`]). The lane asks each branch's machine what a good end would
 //!   store, has that written at once, and commits only where the machine stored just that in the end.
 //!
-//! What it leaves out: interactive work, keys, tombstones, repeats. They go alone.
+//! What it leaves out: interactive work, keys, tombstones, repeats. They go alone. A service's code that blocks its thread
+//! holds up everybody in its run, as it holds up everybody on its thread.
 
 mod batch;
 mod detour;
@@ -30,10 +31,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, oneshot},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
+use tracing::Span;
 use unanimous_protocol::{
     branch::{Answer, Event},
     id::BranchId,
@@ -41,9 +40,10 @@ use unanimous_protocol::{
 };
 
 use crate::{
-    intent_log::together::Line,
+    calls::chain,
+    intent_log::{LogError, end_backend, together::Line},
     lane::{
-        batch::{Going, Ran},
+        batch::{Ended, Going, Ran},
         detour::Detour,
         promises::{Promise, Promises},
     },
@@ -55,12 +55,20 @@ use crate::{
 const TOGETHER_MAX: usize = 128;
 /// Messages that wait, at most; the others go alone.
 const WAITING_MAX: usize = 4_096;
+/// Of them with a turn of their own, at most: turns add up.
+const IN_TURN_MAX: usize = 16;
 /// The work of a run, at most: who is not done by then goes alone.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// A line's connection is waited for so long: alone, everybody waits for one of his own.
-const CONNECTION_PATIENCE: Duration = Duration::from_millis(100);
+/// From its arrival until its answer a message stays in the lane for so long; then it goes alone.
+const TOLD_MAX: Duration = Duration::from_millis(500);
 /// Runs of one batch. Each but the last takes somebody out.
 const RUNS_MAX: usize = 4;
+/// So many in a row that did not fit are no accident.
+const ACCIDENTS: u32 = 4;
+/// After a line could not be made, the next one is tried so much later.
+const LINE_PAUSE: Duration = Duration::from_secs(1);
+/// Ending what hangs on a line, at most.
+const END_MAX: Duration = Duration::from_secs(6);
 
 /// A message that may go together with others.
 pub(crate) enum Message {
@@ -96,6 +104,8 @@ struct Waiting {
     ticket: u64,
     branch: BranchId,
     message: Message,
+    /// What the service's code logs belongs there.
+    span: Span,
     /// Dropped: alone.
     answer: oneshot::Sender<Option<Answer>>,
 }
@@ -104,15 +114,24 @@ struct Waiting {
 pub(crate) struct Lane {
     desk: Mutex<Desk>,
     promises: Mutex<Promises>,
-    /// Between two runs.
-    line: Mutex<Option<Line>>,
-    more: Notify,
+    line: Mutex<Place>,
+}
+
+/// Where the line is.
+#[derive(Default)]
+enum Place {
+    /// There is none, and nobody makes one.
+    #[default]
+    Nowhere,
+    /// It carries a batch, or is being made.
+    Away,
+    Here(Line),
 }
 
 #[derive(Default)]
 struct Desk {
     waiting: VecDeque<Waiting>,
-    /// Somebody is running a batch.
+    /// Somebody is running batches.
     led: bool,
     drawn: u64,
     prepares: Ways,
@@ -126,6 +145,8 @@ struct Ways {
     alone: Detour,
     /// Those that get a turn of their own at once.
     in_turn: Detour,
+    /// In a row.
+    misfits: u32,
 }
 
 impl Desk {
@@ -138,15 +159,23 @@ impl Desk {
     }
 }
 
-/// The right to run batches. Dropped, it passes on to whoever comes next.
-struct Lead<'a>(&'a Lane);
+/// The right to run batches. Where it is dropped by a panic of the service's code, whoever comes next leads, and those of
+/// the batch go alone.
+struct Lead(Arc<Shared>);
 
-impl Drop for Lead<'_> {
+impl Lead {
+    /// Whether nobody waits any more. Then whoever comes next leads.
+    fn ends(&self) -> bool {
+        let mut desk = self.0.lane.desk();
+        desk.led = !desk.waiting.is_empty();
+        !desk.led
+    }
+}
+
+impl Drop for Lead {
     fn drop(&mut self) {
-        let mut desk = self.0.desk();
-        desk.led = false;
-        if !desk.waiting.is_empty() {
-            self.0.more.notify_one();
+        if std::thread::panicking() {
+            self.0.lane.desk().led = false;
         }
     }
 }
@@ -161,18 +190,13 @@ impl Lane {
         self.promises.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn line(&self) -> MutexGuard<'_, Option<Line>> {
+    fn line(&self) -> MutexGuard<'_, Place> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is anybody to lead, and nobody else does.
-    fn lead(&self) -> Option<Lead<'_>> {
-        let mut desk = self.desk();
-        if desk.led || desk.waiting.is_empty() {
-            return None;
-        }
-        desk.led = true;
-        Some(Lead(self))
+    /// The first line, before anybody needs it.
+    pub(crate) fn open(&self, line: Line) {
+        *self.line() = Place::Here(line);
     }
 
     /// `None`: alone.
@@ -193,6 +217,7 @@ impl Lane {
             ticket,
             branch: branch.clone(),
             message,
+            span: Span::current(),
             answer,
         });
         Some((ticket, told))
@@ -205,24 +230,21 @@ impl Lane {
         at.is_some_and(|at| waiting.remove(at).is_some())
     }
 
-    /// The next batch: each branch once, and what may not go this way sent alone.
-    fn collect(&self, prepares_may: bool, now: Instant) -> Vec<Going> {
+    /// The next batch: each branch once, and what is too late sent alone.
+    fn collect(&self, now: Instant) -> Vec<Going> {
         let mut desk = self.desk();
         let mut branches = HashSet::new();
         let mut later = VecDeque::new();
         let mut going = Vec::new();
+        let mut in_turn_left = IN_TURN_MAX;
         while going.len() < TOGETHER_MAX
             && let Some(waiting) = desk.waiting.pop_front()
         {
-            let may = match &waiting.message {
-                // Past its deadline it is refused, alone.
-                Message::Prepare { until, .. } => prepares_may && now < *until,
-                Message::Outcome(_) => true,
-            };
-            if !may {
+            // Past its deadline it is refused, alone.
+            if matches!(&waiting.message, Message::Prepare { until, .. } if *until <= now) {
                 continue;
             }
-            if !branches.insert(waiting.branch.clone()) {
+            if in_turn_left == 0 || !branches.insert(waiting.branch.clone()) {
                 later.push_back(waiting);
                 continue;
             }
@@ -231,13 +253,9 @@ impl Lane {
                 Message::Prepare { .. } => None,
                 Message::Outcome(_) => self.promises().of(&waiting.branch),
             };
-            going.push(Going::new(
-                waiting.branch,
-                waiting.message,
-                waiting.answer,
-                promise,
-                in_turn,
-            ));
+            let next = Going::new(waiting, promise, in_turn);
+            in_turn_left -= usize::from(next.in_turn);
+            going.push(next);
         }
         while let Some(waiting) = later.pop_back() {
             desk.waiting.push_front(waiting);
@@ -249,98 +267,146 @@ impl Lane {
 impl Shared {
     /// Has the message go together with whatever else waits.
     pub(crate) async fn together(
-        &self,
+        self: &Arc<Self>,
         branch: &BranchId,
         message: Message,
         cancelled: impl Future<Output = ()>,
     ) -> Together {
+        if !self.connections.has_lane() {
+            return Together::Alone;
+        }
         let Some((ticket, mut told)) = self.lane.enter(branch, message) else {
             return Together::Alone;
         };
-        if let Some(lead) = self.lane.lead() {
-            // Whoever arrived at the same moment comes along.
-            tokio::task::yield_now().await;
-            self.run_batch().await;
-            drop(lead);
-        }
+        self.lead();
+        let patience = Instant::now() + TOLD_MAX;
         let told = tokio::select! {
             biased;
-            told = &mut told => told,
+            told = tokio::time::timeout_at(patience, &mut told) => told,
             () = cancelled => {
                 if self.lane.withdraw(ticket) {
                     return Together::Cancelled;
                 }
                 // It runs, and will soon be over.
-                told.await
+                tokio::time::timeout_at(patience, told).await
             }
         };
-        told.map_or(Together::Alone, Together::Answered)
+        match told {
+            Ok(Ok(answer)) => Together::Answered(answer),
+            Ok(Err(_taken_out)) => Together::Alone,
+            Err(_elapsed) => {
+                // Where it has left already, its row tells the one from the other.
+                self.lane.withdraw(ticket);
+                Together::Alone
+            }
+        }
     }
 
-    async fn run_batch(&self) {
-        // Held as long as the line carries prepares: they never have more connections than their slots.
-        let slot = self.connections.free_prepare_slot();
-        let mut going = self.lane.collect(slot.is_some(), Instant::now());
-        let _slot = slot.filter(|_| going.iter().any(|going| going.message.is_prepare()));
-        let mut line = self.lane.line().take();
+    /// Has batches run, if anybody waits and nobody does.
+    fn lead(self: &Arc<Self>) {
+        {
+            let mut desk = self.lane.desk();
+            if desk.led || desk.waiting.is_empty() {
+                return;
+            }
+            desk.led = true;
+        }
+        let lead = Lead(Arc::clone(self));
+        self.runtime.spawn(async move {
+            let shared = &lead.0;
+            loop {
+                // Whoever arrives at the same moment comes along.
+                tokio::task::yield_now().await;
+                let going = shared.lane.collect(Instant::now());
+                if !going.is_empty() {
+                    shared.run_batch(going).await;
+                } else if lead.ends() {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn run_batch(self: &Arc<Self>, mut going: Vec<Going>) {
+        let Some(line) = self.take_line() else {
+            // Everybody alone, until there is one.
+            return;
+        };
         for _ in 0..RUNS_MAX {
             if going.is_empty() {
                 break;
             }
-            let Some(on) = self.line(line.take()).await else {
-                return;
-            };
-            match batch::run(&on, &*self.service, &mut going, Instant::now() + PATIENCE).await {
-                Ran::Committed(answers) => {
-                    line = Some(on);
-                    self.told(going, answers);
-                    going = Vec::new();
+            match batch::run(&line, &*self.service, &mut going, Instant::now() + PATIENCE).await {
+                Ran::Committed(ended) => {
+                    self.told(std::mem::take(&mut going), ended);
                 }
                 Ran::Without(out) => {
                     self.note(&going, &out);
-                    line = on.roll_back().await;
+                    if !line.roll_back().await {
+                        return self.end_line(line);
+                    }
                     let mut at = 0;
                     going.retain(|_| {
                         at += 1;
                         !out.contains(&(at - 1))
                     });
                 }
-                // The connection goes, and everybody asks the rows.
-                Ran::Unclear => return,
+                // Everybody asks the rows.
+                Ran::Broken => return self.end_line(line),
             }
         }
-        *self.lane.line() = line;
-    }
-
-    /// This one, or a new one.
-    async fn line(&self, line: Option<Line>) -> Option<Line> {
-        if line.is_some() {
-            return line;
-        }
-        let making = async { Line::on(self.connections.get().await?).await };
-        match tokio::time::timeout(CONNECTION_PATIENCE, making).await {
-            Ok(Ok(line)) => Some(line),
-            Ok(Err(error)) => {
-                tracing::debug!(participant = %self.name, %error, "no line; messages go alone");
-                None
-            }
-            Err(_elapsed) => None,
+        *self.lane.line() = Place::Here(line);
+        if !going.is_empty() {
+            let everybody = (0..going.len()).collect();
+            self.note(&going, &everybody);
         }
     }
 
-    fn told(&self, going: Vec<Going>, answers: Vec<Option<Answer>>) {
-        let mut desk = self.lane.desk();
-        for is_prepare in [true, false] {
-            let of_kind = going
-                .iter()
-                .filter(|going| going.message.is_prepare() == is_prepare);
-            let (in_turn, beside): (Vec<_>, Vec<_>) = of_kind.partition(|going| going.in_turn);
-            let ways = desk.ways(is_prepare);
-            ways.alone.fits((in_turn.len() + beside.len()) as u32);
-            ways.in_turn.fits(beside.len() as u32);
+    /// `None` where there is none: then one is made, and nobody waits for it.
+    fn take_line(self: &Arc<Self>) -> Option<Line> {
+        let mut place = self.lane.line();
+        match std::mem::replace(&mut *place, Place::Away) {
+            Place::Here(line) => return Some(line),
+            Place::Away => return None,
+            Place::Nowhere => {}
         }
-        drop(desk);
-        for (going, answer) in going.into_iter().zip(answers) {
+        drop(place);
+        let shared = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let line = async { Line::on(shared.connections.get().await?).await };
+            let made = line.await;
+            if let Err(error) = &made {
+                tracing::warn!(participant = %shared.name, error = %chain(error),
+                    "no connection for the lane; messages go alone, and it is tried again");
+                tokio::time::sleep(LINE_PAUSE).await;
+            }
+            *shared.lane.line() = made.map_or(Place::Nowhere, Place::Here);
+        });
+        None
+    }
+
+    /// Closes a line that something hangs on, and ends its server process: it may hold rows of many.
+    fn end_line(self: &Arc<Self>, line: Line) {
+        *self.lane.line() = Place::Nowhere;
+        let backend = line.backend();
+        drop(line);
+        let shared = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let ending = async { end_backend(&shared.connections.get().await?, backend).await };
+            let ended = tokio::time::timeout(END_MAX, ending).await;
+            if let Err(error) = ended.unwrap_or(Err(LogError::NoAnswer)) {
+                // The server's own bounds end it a little later.
+                tracing::warn!(%error, backend, "a hanging statement could not be ended");
+            }
+        });
+    }
+
+    fn told(&self, going: Vec<Going>, ended: Vec<Ended>) {
+        self.fitted(&going, &ended);
+        for (going, ended) in going.into_iter().zip(ended) {
+            let Ended::Answered(answer) = ended else {
+                continue;
+            };
             let Going {
                 branch,
                 message,
@@ -363,8 +429,29 @@ impl Shared {
                 }
                 Message::Outcome(_) => self.lane.promises().forget(&branch),
             }
-            // Nobody listens any more where the caller's task died; the row answers whoever asks again.
+            // Nobody listens any more where it went alone meanwhile.
             drop(to.send(answer));
+        }
+    }
+
+    fn fitted(&self, going: &[Going], ended: &[Ended]) {
+        let mut desk = self.lane.desk();
+        for is_prepare in [true, false] {
+            let of_kind = going
+                .iter()
+                .zip(ended)
+                .filter(|(going, ended)| {
+                    going.message.is_prepare() == is_prepare && matches!(ended, Ended::Answered(_))
+                })
+                .map(|(going, _)| going.in_turn);
+            let (in_turn, beside): (Vec<_>, Vec<_>) = of_kind.partition(|in_turn| *in_turn);
+            let all = (in_turn.len() + beside.len()) as u32;
+            let ways = desk.ways(is_prepare);
+            ways.alone.fits(all);
+            ways.in_turn.fits(beside.len() as u32);
+            if all > 0 {
+                ways.misfits = 0;
+            }
         }
     }
 
@@ -372,46 +459,27 @@ impl Shared {
     fn note(&self, going: &[Going], out: &HashSet<usize>) {
         let mut desk = self.lane.desk();
         for is_prepare in [true, false] {
-            let mut all = 0;
-            let mut misfits = 0;
-            let mut in_turn = false;
-            for (at, going) in going.iter().enumerate() {
-                if going.message.is_prepare() == is_prepare {
-                    all += 1;
-                    misfits += usize::from(out.contains(&at));
-                    in_turn |= going.wanted_more;
+            let of_kind = || {
+                let of_kind = |going: &&Going| going.message.is_prepare() == is_prepare;
+                going
+                    .iter()
+                    .enumerate()
+                    .filter(move |(_, going)| of_kind(going))
+            };
+            let misfits = of_kind().filter(|(at, _)| out.contains(at)).count();
+            let ways = desk.ways(is_prepare);
+            ways.misfits += misfits as u32;
+            // A few refusals are a day's work. Where most do not fit, or somebody held up everybody, there is no use.
+            let most = misfits > 1 && 2 * misfits > of_kind().count();
+            if most || of_kind().any(|(_, going)| going.slow) || ways.misfits >= ACCIDENTS {
+                ways.misfits = 0;
+                if misfits > 0 {
+                    ways.alone.misfit();
                 }
             }
-            let slow = going
-                .iter()
-                .any(|going| going.slow && going.message.is_prepare() == is_prepare);
-            let ways = desk.ways(is_prepare);
-            // A few refusals are a day's work. Where most do not fit, or somebody held up everybody, there is no use.
-            if slow || 2 * misfits > all && all > 1 {
-                ways.alone.misfit();
-            }
-            if in_turn {
+            if of_kind().any(|(_, going)| going.wanted_more) {
                 ways.in_turn.misfit();
             }
-        }
-    }
-}
-
-/// Leads whatever comes while a batch runs.
-pub(crate) async fn run(shared: Arc<Shared>) {
-    loop {
-        shared.lane.more.notified().await;
-        let leading = Arc::clone(&shared);
-        let led = tokio::spawn(async move {
-            while let Some(lead) = leading.lane.lead() {
-                tokio::task::yield_now().await;
-                leading.run_batch().await;
-                drop(lead);
-            }
-        });
-        if let Err(error) = led.await {
-            // A panic of the service's code. Its batch goes alone, and one of them panics alone.
-            tracing::error!(participant = %shared.name, %error, "the task of a batch died");
         }
     }
 }

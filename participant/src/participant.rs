@@ -20,10 +20,10 @@ use crate::{
     calls::Unanswered,
     connections::{Connections, POOL_MIN},
     inquiry::{self, Coordinator},
-    intent_log::LogError,
+    intent_log::{LogError, together::Line},
     interactive::{self, Sessions},
     keys::KeyWaiters,
-    lane::{self, Lane},
+    lane::Lane,
     pruning::{self, Marks},
     resource::Resource,
     running::Running,
@@ -63,7 +63,7 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
 }
 
-struct Background([AbortHandle; 4]);
+struct Background([AbortHandle; 3]);
 
 impl Drop for Background {
     fn drop(&mut self) {
@@ -316,6 +316,11 @@ impl Builder {
             .await
             .map_err(schema)?;
         drop(connection);
+        let lane = Lane::default();
+        if connections.has_lane() {
+            let connection = connections.get().await.map_err(database)?;
+            lane.open(Line::on(connection).await.map_err(database)?);
+        }
 
         let runtime = Handle::current();
         let shared = Arc::new(Shared {
@@ -324,7 +329,7 @@ impl Builder {
             service: self.service,
             connections,
             running: Running::default(),
-            lane: Lane::default(),
+            lane,
             keys: KeyWaiters::default(),
             sessions: Sessions::default(),
             marks: Marks::default(),
@@ -341,7 +346,6 @@ impl Builder {
             runtime
                 .spawn(inquiry::run(Arc::clone(&shared)))
                 .abort_handle(),
-            runtime.spawn(lane::run(Arc::clone(&shared))).abort_handle(),
             runtime
                 .spawn(interactive::run(Arc::clone(&shared)))
                 .abort_handle(),

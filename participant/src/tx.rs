@@ -48,12 +48,14 @@ pub struct Tx<'a, D: Database = TokioPostgres> {
 ///
 /// A statement is atomic; between two of one branch its neighbours' may run, and then what the first one read need not
 /// hold any more when the second one writes, whatever it has locked: locks do not keep a transaction from itself. So beside
-/// neighbours a branch gets one statement, and whose code asks for another one stops there.
+/// neighbours a branch gets one statement, and whose code asks for another one stops there. So does, before it is sent, a
+/// statement whose effect is not rows but the transaction or the session itself, which are its neighbours' too.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     one_only: bool,
     statements: AtomicU32,
     wants_more: AtomicBool,
+    wants_its_own: AtomicBool,
     failed: AtomicBool,
 }
 
@@ -71,12 +73,21 @@ impl Gate {
         self.wants_more.load(Ordering::Relaxed)
     }
 
+    /// Whether its code asked for what only a local transaction of its own can give, and waits for ever.
+    pub(crate) fn wants_its_own(&self) -> bool {
+        self.wants_its_own.load(Ordering::Relaxed)
+    }
+
     /// Whether a statement of its failed by itself, and not because the local transaction had failed before.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
 
-    async fn pass(&self) {
+    async fn pass(&self, sql: &str, word: &str) {
+        if is_about_the_session(sql, word) {
+            self.wants_its_own.store(true, Ordering::Relaxed);
+            pending::<()>().await;
+        }
         let before = self.statements.fetch_add(1, Ordering::Relaxed);
         if self.one_only && before > 0 {
             self.wants_more.store(true, Ordering::Relaxed);
@@ -219,7 +230,7 @@ impl<'a> Tx<'a, TokioPostgres> {
             return Err(TxError::TransactionControl(word));
         }
         if let Some(gate) = self.gate {
-            gate.pass().await;
+            gate.pass(sql, &word).await;
         }
         self.heard(self.connection.prepare_cached(sql).await)
     }
@@ -248,6 +259,35 @@ const TRANSACTION_CONTROL: &[&str] = &[
     "SET",
     "START",
 ];
+
+/// Settings, locks that outlive a rollback, cursors, tables of the session. A function that does such a thing inside can not
+/// be seen.
+fn is_about_the_session(sql: &str, word: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "CLOSE",
+        "CREATE",
+        "DEALLOCATE",
+        "DECLARE",
+        "DO",
+        "EXECUTE",
+        "FETCH",
+        "LISTEN",
+        "LOAD",
+        "LOCK",
+        "MOVE",
+        "UNLISTEN",
+    ];
+    const CALLS: &[&[u8]] = &[b"set_config", b"pg_advisory_", b"pg_try_advisory_"];
+    let sql = sql.as_bytes();
+    let begins_call = |at: usize| {
+        let calls = |call: &&[u8]| {
+            let place = sql.get(at..at + call.len());
+            place.is_some_and(|place| place.eq_ignore_ascii_case(call))
+        };
+        matches!(sql[at], b's' | b'S' | b'p' | b'P') && CALLS.iter().any(calls)
+    };
+    WORDS.contains(&word) || (0..sql.len()).any(begins_call)
+}
 
 /// The first word of a statement in upper case, behind white space, comments and empty statements.
 fn first_word(sql: &str) -> String {
@@ -293,6 +333,24 @@ fn behind_comment(sql: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changes_the_session_is_not_for_a_shared_transaction() {
+        let is_it = |sql| is_about_the_session(sql, &first_word(sql));
+        for sql in [
+            "SELECT set_config('search_path', 'tenant', true)",
+            "select PG_ADVISORY_XACT_LOCK(7)",
+            "SELECT pg_try_advisory_lock($1)",
+            "DECLARE c CURSOR FOR SELECT 1",
+            "create temp table t (a int)",
+            "LOCK TABLE accounts",
+        ] {
+            assert!(is_it(sql), "{sql}");
+        }
+        for sql in ["SELECT 1", "UPDATE accounts SET held = 1", ""] {
+            assert!(!is_it(sql), "{sql}");
+        }
+    }
 
     #[test]
     fn transaction_control_is_found_behind_comments_and_in_any_case() {

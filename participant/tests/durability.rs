@@ -442,7 +442,7 @@ async fn a_commit_that_stopped_waiting_for_its_standby_is_unclear() {
         .await
         .unwrap();
     let pool = Pool::builder(watched(east.database.clone(), NoTls))
-        .max_size(3)
+        .max_size(4)
         .build()
         .unwrap();
     let east = east

@@ -285,3 +285,90 @@ async fn outside_a_local_transaction_the_lanes_session_writes_nothing() {
     east.prepare(&id(1), operations).await.is_vote("yes");
     assert_eq!(east.journal("x").await, ["read only on"]);
 }
+
+#[tokio::test]
+async fn what_one_sets_in_its_transaction_reaches_no_neighbour() {
+    let east = Service::start().await;
+    east.sql
+        .batch_execute("CREATE SCHEMA other; CREATE TABLE other.journal (LIKE journal)")
+        .await
+        .unwrap();
+    let setting = "SELECT set_config('search_path', 'other', true)";
+    let answers = prepare_all(&east, |number| {
+        if number == 7 {
+            json!([{"kind": "sql", "sql": setting}])
+        } else {
+            json!([{"kind": "note", "text": "a"}, {"kind": "note", "text": "b"}])
+        }
+    });
+    for answer in answers.await {
+        answer.is_vote("yes");
+    }
+    assert_eq!(east.count("SELECT count(*) FROM other.journal").await, 0);
+    assert_eq!(east.count("SELECT count(*) FROM journal").await, 38);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_to_become_a_line_never_serves_the_pool() {
+    let database = crate::service::fresh_database().await;
+    let pool = crate::service::pool(&database, 4);
+    let participant = crate::service::east(&database)
+        .pool(pool.clone())
+        .coordinator(NOWHERE)
+        .start()
+        .await
+        .unwrap();
+    drop(participant);
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        all.push(pool.get().await.unwrap());
+    }
+    for connection in &all {
+        let row = connection
+            .query_one(
+                "SELECT current_setting('default_transaction_read_only')",
+                &[],
+            )
+            .await
+            .unwrap();
+        assert_eq!(row.get::<_, &str>(0), "off");
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_is_cut_is_made_anew_and_meanwhile_all_go_alone() {
+    let east = Service::start().await;
+    east.sql
+        .batch_execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        .await
+        .unwrap();
+    for number in 1..=5 {
+        east.prepare(&id(number), note("a")).await.is_vote("yes");
+    }
+    let begun = Instant::now();
+    let mut from = 100;
+    loop {
+        let answers = join_all((from..from + 10).map(|number| {
+            let east = &east;
+            async move { east.prepare(&id(number), note("b")).await }
+        }))
+        .await;
+        for answer in answers {
+            answer.is_vote("yes");
+        }
+        let together = format!(
+            "SELECT count(DISTINCT xmin::text) FROM unanimous.branches \
+             WHERE transaction >= '{}' AND transaction < '{}'",
+            id(from),
+            id(from + 10)
+        );
+        if east.count(&together).await == 1 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        from += 10;
+    }
+}

@@ -53,7 +53,7 @@ async fn a_commit_goes_at_once_while_prepares_hang_in_every_slot() {
             tokio::spawn(async move { post(&participant, "/v1/prepare", &body).await })
         })
         .collect();
-    east.until("SELECT count(*) = 3 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND datname = current_database() AND pid <> pg_backend_pid()")
+    east.until("SELECT count(*) = 2 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND datname = current_database() AND pid <> pg_backend_pid()")
         .await;
     let begun = Instant::now();
     east.commit(&id(1)).await.is_state("committed");

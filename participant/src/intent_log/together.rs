@@ -37,7 +37,7 @@ const STATEMENT_MAX: Duration = Duration::from_millis(400);
 /// The pause between two statements, at most: ends what a frozen process would hold for ever.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// A rollback that takes longer has a hanging statement in front of it.
-const ROLLBACK_MAX: Duration = Duration::from_secs(1);
+const ROLLBACK_MAX: Duration = Duration::from_millis(250);
 
 /// A write outside a transaction that a line has begun fails.
 const READ_ONLY_BUT_INSIDE: &str =
@@ -57,12 +57,15 @@ const BEGUN: &str = "\
     SELECT txid_current(), ARRAY(SELECT mark FROM unanimous.low_water WHERE prefix = ANY ($1))";
 
 /// Finds, locks and writes those in doubt that hold no keys; what else there is answers alone.
+///
+/// The word `prepared` travels with each branch. Were it a constant, Postgres would walk over the whole index of what is in
+/// doubt, and over what was since the oldest snapshot, instead of looking these branches up.
 const END_ALL: &str = "\
     UPDATE unanimous.branches AS branch SET state = ending.state, since = clock_timestamp() \
-    FROM unnest($1::text[], $2::uuid[], $3::text[], $4::bool[]) \
-         AS ending (participant, transaction, state, known) \
+    FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::bool[]) \
+         AS ending (participant, transaction, before, state, known) \
     WHERE branch.participant = ending.participant AND branch.transaction = ending.transaction \
-      AND branch.state = 'prepared' AND branch.keys_held = 0 \
+      AND branch.state = ending.before AND branch.keys_held = 0 \
     RETURNING branch.participant, branch.transaction, branch.digest, branch.added, branch.voted_yes, \
               CASE WHEN ending.known THEN NULL ELSE branch.operations END";
 
@@ -136,6 +139,7 @@ impl Begun {
 /// A connection for shared local transactions, with its statements. See the module's head.
 pub(crate) struct Line {
     connection: Kept,
+    backend: i32,
     insert_all: Statement,
     begun: Statement,
     end_all: Statement,
@@ -144,17 +148,40 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Makes this connection a line. It never goes back to its pool.
+    /// Makes this connection a line, one round trip. It never goes back to its pool, also where this is given up half way.
     pub(crate) async fn on(connection: Object) -> Result<Self, LogError> {
-        connection.batch_execute(READ_ONLY_BUT_INSIDE).await?;
+        let kept = Kept(Some(connection));
+        let connection = kept.client();
+        let ((), insert_all, begun, (end_all, correct, still_the_same, backend)) = try_join4(
+            connection.batch_execute(READ_ONLY_BUT_INSIDE),
+            connection.prepare(INSERT_ALL),
+            connection.prepare(BEGUN),
+            async {
+                let (end_all, correct, still_the_same, backend) = try_join4(
+                    connection.prepare(END_ALL),
+                    connection.prepare(CORRECT),
+                    connection.prepare(STILL_THE_SAME),
+                    connection.query_one("SELECT pg_backend_pid()", &[]),
+                )
+                .await?;
+                Ok((end_all, correct, still_the_same, backend.try_get(0)?))
+            },
+        )
+        .await?;
         Ok(Self {
-            insert_all: connection.prepare(INSERT_ALL).await?,
-            begun: connection.prepare(BEGUN).await?,
-            end_all: connection.prepare(END_ALL).await?,
-            correct: connection.prepare(CORRECT).await?,
-            still_the_same: connection.prepare(STILL_THE_SAME).await?,
-            connection: Kept(Some(connection)),
+            connection: kept,
+            backend,
+            insert_all,
+            begun,
+            end_all,
+            correct,
+            still_the_same,
         })
+    }
+
+    /// The server's process behind this connection.
+    pub(crate) fn backend(&self) -> i32 {
+        self.backend
     }
 
     /// What the service's statements run on.
@@ -244,11 +271,15 @@ impl Line {
                 let Ends {
                     participants,
                     transactions,
+                    before,
                     states,
                     known,
                 } = &ends;
                 self.connection()
-                    .query(&self.end_all, &[participants, transactions, states, known])
+                    .query(
+                        &self.end_all,
+                        &[participants, transactions, before, states, known],
+                    )
                     .await
             },
         )
@@ -331,13 +362,14 @@ impl Line {
         Ok(())
     }
 
-    /// Rolls back. Where that does not work at once, the connection is closed: the server's own bounds end what hangs.
-    pub(crate) async fn roll_back(self) -> Option<Self> {
-        let rolled_back = self.connection().batch_execute("ROLLBACK");
-        match tokio::time::timeout(ROLLBACK_MAX, rolled_back).await {
-            Ok(Ok(())) => Some(self),
-            Ok(Err(_)) | Err(_) => None,
-        }
+    /// Rolls back; also what a rollback leaves, for this session is kept. `false`: something hangs in front of it, or the
+    /// connection is broken.
+    pub(crate) async fn roll_back(&self) -> bool {
+        let rolled_back = self
+            .connection()
+            .batch_execute("ROLLBACK; SELECT pg_advisory_unlock_all()");
+        let rolled_back = tokio::time::timeout(ROLLBACK_MAX, rolled_back).await;
+        matches!(rolled_back, Ok(Ok(())))
     }
 }
 
@@ -397,10 +429,14 @@ impl<'a> Inserting<'a> {
     }
 }
 
+/// As the rows spell it.
+const PREPARED: &str = "prepared";
+
 /// The columns of [`END_ALL`].
 struct Ends<'a> {
     participants: Vec<&'a str>,
     transactions: Vec<SqlId>,
+    before: Vec<&'static str>,
     states: Vec<&'static str>,
     known: Vec<bool>,
 }
@@ -420,6 +456,7 @@ impl<'a> Ends<'a> {
                 .iter()
                 .map(|ending| SqlId::of(ending.branch.transaction))
                 .collect(),
+            before: vec![PREPARED; ending.len()],
             states: states?,
             known: ending.iter().map(|ending| ending.known).collect(),
         })

@@ -2,7 +2,9 @@
 
 use std::{
     collections::HashSet,
+    future::Future as _,
     future::poll_fn,
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -17,6 +19,7 @@ use tokio::{
     sync::oneshot,
     time::{Instant, timeout_at},
 };
+use tracing::{Instrument as _, Span};
 use unanimous_protocol::{
     branch::{Answer, Branch, Effect, Event, State},
     id::BranchId,
@@ -25,8 +28,11 @@ use unanimous_protocol::{
 };
 
 use crate::{
-    intent_log::together::{Begun, Ending, Line, New, Promised},
-    lane::{Message, promises::Promise},
+    intent_log::{
+        LogError,
+        together::{Begun, Ending, Line, New, Promised},
+    },
+    lane::{Message, Waiting, promises::Promise},
     service::{Failed, Service, Voted, Work},
     tx::{Gate, Tx},
 };
@@ -39,6 +45,7 @@ pub(super) struct Going {
     pub(super) branch: BranchId,
     pub(super) message: Message,
     pub(super) answer: oneshot::Sender<Option<Answer>>,
+    span: Span,
     /// For an outcome: what was promised, where this process knows.
     promise: Option<Arc<Promise>>,
     /// It gets a turn of its own: its code needs more than one statement.
@@ -52,13 +59,14 @@ pub(super) struct Going {
 }
 
 impl Going {
-    pub(super) fn new(
-        branch: BranchId,
-        message: Message,
-        answer: oneshot::Sender<Option<Answer>>,
-        promise: Option<Arc<Promise>>,
-        in_turn: bool,
-    ) -> Self {
+    pub(super) fn new(waiting: Waiting, promise: Option<Arc<Promise>>, in_turn: bool) -> Self {
+        let Waiting {
+            branch,
+            message,
+            span,
+            answer,
+            ..
+        } = waiting;
         let count = match &message {
             Message::Prepare { work, .. } => work.count(),
             Message::Outcome(_) => promise.as_ref().map_or(1, |promise| promise.work.count()),
@@ -67,6 +75,7 @@ impl Going {
             branch,
             message,
             answer,
+            span,
             promise,
             in_turn: in_turn || count > 1,
             wanted_more: false,
@@ -78,12 +87,19 @@ impl Going {
 
 /// How a run ended.
 pub(super) enum Ran {
-    /// Committed; the answers, in the batch's order.
-    Committed(Vec<Option<Answer>>),
+    /// Committed; what became of each, in the batch's order.
+    Committed(Vec<Ended>),
     /// To be rolled back, and run again without those at these places.
     Without(HashSet<usize>),
-    /// Whether it was committed, nobody knows.
-    Unclear,
+    /// The line is no good, or whether it was committed, nobody knows.
+    Broken,
+}
+
+/// What became of one message of a run that was committed.
+pub(super) enum Ended {
+    Answered(Option<Answer>),
+    /// It found nothing to do and did nothing: it goes alone.
+    Skipped,
 }
 
 /// A branch's machine, one step into its message, and the end that is hoped for.
@@ -172,6 +188,7 @@ struct Task<'a> {
     asks: Asks,
     work: Arc<dyn Work>,
     voted_yes: Vec<i32>,
+    span: &'a Span,
     gate: Gate,
     started: AtomicBool,
     end: OnceLock<Result<Voted, Failed>>,
@@ -185,7 +202,7 @@ impl Task<'_> {
             vote: Vote::Yes,
             yes: Vec::new(),
         };
-        let mut running: crate::service::Run<'_, Voted> = match self.asks {
+        let running: crate::service::Run<'_, Voted> = match self.asks {
             Asks::Work => self.work.prepare(&mut tx),
             Asks::Apply => {
                 let running = self.work.commit(&self.voted_yes, &mut tx);
@@ -196,9 +213,12 @@ impl Task<'_> {
                 Box::pin(async move { running.await.map(|()| done()) })
             }
         };
+        let mut running = pin!(running.instrument(self.span.clone()));
         let end = poll_fn(|context| match running.as_mut().poll(context) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
-            Poll::Pending if self.gate.wants_more() => Poll::Ready(None),
+            Poll::Pending if self.gate.wants_more() || self.gate.wants_its_own() => {
+                Poll::Ready(None)
+            }
             Poll::Pending => Poll::Pending,
         });
         if let Some(end) = end.await {
@@ -216,6 +236,10 @@ pub(super) async fn run(
     by: Instant,
 ) -> Ran {
     let everybody: HashSet<usize> = (0..going.len()).collect();
+    let neighbours = going.len() > 1;
+    for going in going.iter_mut() {
+        going.in_turn &= neighbours;
+    }
     let mut hopes = Vec::with_capacity(going.len());
     for going in going.iter() {
         hopes.push(hope(going));
@@ -226,7 +250,6 @@ pub(super) async fn run(
     }
     let mut hopes: Vec<Hope> = hopes.into_iter().flatten().collect();
 
-    let neighbours = going.len() > 1;
     let tasks: Vec<Option<Task<'_>>> = going
         .iter()
         .zip(&hopes)
@@ -249,7 +272,7 @@ pub(super) async fn run(
         let beside = going
             .iter()
             .zip(&tasks)
-            .filter(|(going, _)| !neighbours || !going.in_turn)
+            .filter(|(going, _)| !going.in_turn)
             .filter_map(|(_, task)| task.as_ref());
         join_all(beside.map(|task| task.run(connection))).await;
     };
@@ -259,10 +282,13 @@ pub(super) async fn run(
     });
     let begun = match timeout_at(by, began).await {
         Ok(Ok((begun, ()))) => begun,
+        Ok(Err(LogError::Busy(error))) => {
+            tracing::debug!(%error, "a batch met a lock; its messages go alone");
+            return Ran::Without(everybody);
+        }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a batch could not begin; its messages go alone");
-            line.forget_statements();
-            return Ran::Without(everybody);
+            return Ran::Broken;
         }
         Err(_elapsed) => return Ran::Without(everybody),
     };
@@ -286,6 +312,8 @@ pub(super) async fn run(
                 late[at] = Some(task(going, hope.asks, work, voted_yes, neighbours));
                 hopes[at] = hope;
             }
+            // Nothing of it has run.
+            Found::Nothing => {}
             Found::Otherwise => {
                 out.insert(at);
             }
@@ -294,26 +322,28 @@ pub(super) async fn run(
     if !out.is_empty() {
         return Ran::Without(out);
     }
-    let tasks: Vec<Task<'_>> = tasks
+    let tasks: Vec<Option<Task<'_>>> = tasks
         .into_iter()
         .zip(late)
-        .filter_map(|(early, late)| early.or(late))
+        .map(|(early, late)| early.or(late))
         .collect();
     let rest = async {
+        let asked = || {
+            let asked = going.iter().zip(&tasks);
+            asked.filter_map(|(going, task)| Some((going, task.as_ref()?)))
+        };
         let unread = |(going, task): &(&Going, &Task<'_>)| {
             !going.in_turn && going.promise.is_none() && task.asks != Asks::Work
         };
-        let beside = going.iter().zip(&tasks).filter(unread);
+        let beside = asked().filter(unread);
         join_all(beside.map(|(_, task)| task.run(connection))).await;
-        if neighbours {
-            for (_, task) in going.iter().zip(&tasks).filter(|(going, _)| going.in_turn) {
-                task.run(connection).await;
-            }
+        for (_, task) in asked().filter(|(going, _)| going.in_turn) {
+            task.run(connection).await;
         }
     };
     drop(timeout_at(by, rest).await);
 
-    let somebody_failed = tasks.iter().any(|task| task.gate.has_failed());
+    let somebody_failed = tasks.iter().flatten().any(|task| task.gate.has_failed());
     let ended = ended(&tasks, somebody_failed);
     let mut answers = Vec::with_capacity(going.len());
     let mut states = Vec::with_capacity(going.len());
@@ -328,7 +358,7 @@ pub(super) async fn run(
                 let state = hope.state.clone();
                 match hope.ends(event) {
                     Some((answer, is_forced)) => {
-                        answers.push(answer);
+                        answers.push(Ended::Answered(answer));
                         states.push(state);
                         voted.push(yes);
                         forced |= is_forced;
@@ -337,6 +367,10 @@ pub(super) async fn run(
                         out.insert(at);
                     }
                 }
+            }
+            End::Skipped => {
+                answers.push(Ended::Skipped);
+                voted.push(Vec::new());
             }
             End::WantsMore => {
                 wanted_more.insert(at);
@@ -377,7 +411,7 @@ async fn commit(
     line: &Line,
     begun: &Begun,
     going: &[Going],
-    answers: Vec<Option<Answer>>,
+    answers: Vec<Ended>,
     states: &[State],
     forced: bool,
 ) -> Ran {
@@ -397,9 +431,9 @@ async fn commit(
         Ok(Ok(())) => Ran::Committed(answers),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a batch was not committed, or nobody knows; its messages go alone");
-            Ran::Unclear
+            Ran::Broken
         }
-        Err(_elapsed) => Ran::Unclear,
+        Err(_elapsed) => Ran::Broken,
     }
 }
 
@@ -438,6 +472,7 @@ fn task<'a>(
 ) -> Task<'a> {
     Task {
         branch: &going.branch,
+        span: &going.span,
         asks,
         work,
         voted_yes,
@@ -481,6 +516,8 @@ enum Found {
         work: Arc<dyn Work>,
         promised: Promised,
     },
+    /// No row of it is in doubt, and its code has not run.
+    Nothing,
     Otherwise,
 }
 
@@ -497,7 +534,11 @@ fn as_hoped(service: &dyn Service, going: &Going, begun: &Begun) -> Found {
         }
         Message::Outcome(_) => {
             let Some(promised) = begun.ended.get(&going.branch) else {
-                return Found::Otherwise;
+                return if going.promise.is_some() {
+                    Found::Otherwise
+                } else {
+                    Found::Nothing
+                };
             };
             if let Some(promise) = &going.promise {
                 let same = promised.digest == promise.digest
@@ -529,6 +570,8 @@ fn as_hoped(service: &dyn Service, going: &Going, begun: &Begun) -> Found {
 enum End {
     /// What happened, and which operations voted yes.
     Done(Event, Vec<i32>),
+    /// There was nothing to do.
+    Skipped,
     WantsMore,
     Late,
     /// By itself.
@@ -537,15 +580,25 @@ enum End {
     Dragged,
 }
 
-fn ended(tasks: &[Task<'_>], somebody_failed: bool) -> Vec<End> {
-    tasks
-        .iter()
-        .map(|task| match task.end.get() {
-            // Also where its code went on and said yes.
-            _ if task.gate.has_failed() => End::Failed,
-            None if task.gate.wants_more() => End::WantsMore,
-            None if somebody_failed || !task.started.load(Ordering::Relaxed) => End::Dragged,
-            None => End::Late,
+fn ended(tasks: &[Option<Task<'_>>], somebody_failed: bool) -> Vec<End> {
+    let mut somebody_late = false;
+    let mut end = |task: &Task<'_>| {
+        // Also where its code went on and said yes.
+        if task.gate.has_failed() || task.gate.wants_its_own() {
+            return End::Failed;
+        }
+        if task.gate.wants_more() {
+            return End::WantsMore;
+        }
+        match task.end.get() {
+            // Statements are carried out one after the other: whoever was sent behind the late one is not late.
+            None if somebody_failed || somebody_late || !task.started.load(Ordering::Relaxed) => {
+                End::Dragged
+            }
+            None => {
+                somebody_late = true;
+                End::Late
+            }
             Some(Err(_)) if somebody_failed => End::Dragged,
             Some(Err(_)) => End::Failed,
             Some(Ok(voted)) => {
@@ -555,6 +608,10 @@ fn ended(tasks: &[Task<'_>], somebody_failed: bool) -> Vec<End> {
                 };
                 End::Done(event, voted.yes.clone())
             }
-        })
-        .collect()
+        }
+    };
+    let ended = tasks
+        .iter()
+        .map(|task| task.as_ref().map_or(End::Skipped, &mut end));
+    ended.collect()
 }
