@@ -372,3 +372,29 @@ async fn a_line_that_is_cut_is_made_anew_and_meanwhile_all_go_alone() {
         from += 10;
     }
 }
+
+#[tokio::test]
+async fn the_services_statements_are_planned_as_ever() {
+    let east = Service::start().await;
+    for setting in [
+        "plan_cache_mode",
+        "enable_seqscan",
+        "enable_hashjoin",
+        "enable_mergejoin",
+        "enable_bitmapscan",
+    ] {
+        let usual = east
+            .sql
+            .query_one("SELECT current_setting($1)", &[&setting])
+            .await
+            .unwrap();
+        let note_setting = format!(
+            "INSERT INTO journal (transaction, what, text) SELECT '{setting}', 'is', current_setting('{setting}')"
+        );
+        let operations = json!([{"kind": "sql", "sql": note_setting}]);
+        let number = 1 + setting.len() as u32 * 7 + u32::from(setting.as_bytes()[7]);
+        east.prepare(&id(number), operations).await.is_vote("yes");
+        let is = format!("is {}", usual.get::<_, &str>(0));
+        assert_eq!(east.journal(setting).await, [is]);
+    }
+}

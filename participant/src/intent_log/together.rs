@@ -17,7 +17,7 @@ use std::{
 
 use deadpool_postgres::{ClientWrapper, Object};
 use futures_util::{
-    future::{try_join, try_join3, try_join4},
+    future::{try_join, try_join3, try_join4, try_join5},
     poll,
 };
 use tokio_postgres::{Statement, types::ToSql};
@@ -68,6 +68,18 @@ const END_ALL: &str = "\
       AND branch.state = ending.before AND branch.keys_held = 0 \
     RETURNING branch.participant, branch.transaction, branch.digest, branch.added, branch.voted_yes, \
               CASE WHEN ending.known THEN NULL ELSE branch.operations END";
+
+/// For the statements on our rows: plan once, and look each row up. By its statistics, which lag behind a table that grows and
+/// shrinks all the time, Postgres would read the whole of it for every batch, and take as long again to plan that.
+const LOOK_UP: &str = "\
+    SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; \
+    SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_bitmapscan = off";
+
+/// Behind them, and in front of the service's.
+const AS_EVER: &str = "\
+    SET LOCAL plan_cache_mode TO DEFAULT; SET LOCAL enable_seqscan TO DEFAULT; \
+    SET LOCAL enable_hashjoin TO DEFAULT; SET LOCAL enable_mergejoin TO DEFAULT; \
+    SET LOCAL enable_bitmapscan TO DEFAULT";
 
 /// Where not all operations of a branch voted yes. Fails, by a division, unless it writes all of these rows.
 const CORRECT: &str = "\
@@ -204,7 +216,7 @@ impl Line {
     ) -> Result<(Begun, T), LogError> {
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = {}; \
-             SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
+             SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; {LOOK_UP}",
             LOCK_MAX.as_millis(),
             STATEMENT_MAX.as_millis(),
             IDLE_MAX.as_millis(),
@@ -235,7 +247,7 @@ impl Line {
             .collect();
         prefixes.dedup();
         // The futures are polled in this order first, and so the statements travel in this order.
-        let (_, inserted, begun, ended) = try_join4(
+        let (_, inserted, begun, ended, ()) = try_join5(
             self.connection().batch_execute(begin),
             async {
                 if new.is_empty() {
@@ -282,6 +294,7 @@ impl Line {
                     )
                     .await
             },
+            self.connection().batch_execute(AS_EVER),
         )
         .await?;
         let marks: Vec<SqlId> = begun.try_get(1)?;
