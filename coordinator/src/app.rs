@@ -11,7 +11,7 @@ use actix_web::{App as WebApp, HttpServer, dev::ServerHandle, middleware::from_f
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
-    runtime::Runtime,
+    runtime::{Handle, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
 };
@@ -54,30 +54,45 @@ pub struct App {
     _calls: Calls,
 }
 
-/// The runtime that calls to participants are made on. It is ended from within another one, where waiting for its
-/// threads would be a panic: what is under way is dropped, as in any other end of the process.
-struct Calls(Option<Runtime>);
+/// The runtime that calls to participants are made on: one of its own, or on a small machine the actors'. It is ended from
+/// within another one, where waiting for its threads would be a panic: what is under way is dropped, as in any other end
+/// of the process.
+enum Calls {
+    Own(Option<Runtime>),
+    Shared(Handle),
+}
 
 impl Calls {
-    fn start() -> anyhow::Result<Self> {
-        Ok(Self(Some(
-            Runtime::new().context("no threads for calls to participants")?,
-        )))
+    async fn start(engine: &Engine) -> anyhow::Result<Self> {
+        let threads = share_of_cores();
+        if threads > 1 {
+            let own = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(threads)
+                .thread_name("calls")
+                .enable_all()
+                .build()
+                .context("no threads for calls to participants")?;
+            return Ok(Self::Own(Some(own)));
+        }
+        let shared = engine.runtime().await.context("the actors' thread ended")?;
+        Ok(Self::Shared(shared))
     }
 
-    fn handle(&self) -> tokio::runtime::Handle {
-        // It is there until it is dropped.
-        self.0
-            .as_ref()
-            .map_or_else(tokio::runtime::Handle::current, |runtime| {
-                runtime.handle().clone()
-            })
+    fn handle(&self) -> Handle {
+        match self {
+            Self::Own(Some(runtime)) => runtime.handle().clone(),
+            // It is there until it is dropped.
+            Self::Own(None) => Handle::current(),
+            Self::Shared(handle) => handle.clone(),
+        }
     }
 }
 
 impl Drop for Calls {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        if let Self::Own(runtime) = self
+            && let Some(runtime) = runtime.take()
+        {
             runtime.shutdown_background();
         }
     }
@@ -125,7 +140,8 @@ impl App {
         } = recovered;
 
         let metrics = Arc::new(Metrics::new(http::OPERATIONS)?);
-        let calls = Calls::start()?;
+        let engine = Engine::start();
+        let calls = Calls::start(&engine).await?;
         let http = Arc::new(Http::new(&Limits::default())?);
         let couriers = Couriers::new(
             Limits::default(),
@@ -155,7 +171,7 @@ impl App {
             tell_condition,
             Arc::clone(&metrics),
         );
-        let (engine, registry) = Engine::start(registry);
+        let registry = engine.host(registry);
         registry
             .send(Recover(unfinished))
             .await
@@ -265,6 +281,13 @@ fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
     Ok((listener, bound))
 }
 
+/// Threads that serve clients, and as many that call participants: half of the cores each, for the engine, the log and
+/// whoever else is on the machine want theirs. Where threads outnumber cores, each message pays for handing it on.
+fn share_of_cores() -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, NonZero::get);
+    (cores / 2).max(1)
+}
+
 /// How many connections clients may have, all workers together. Each is a file descriptor, and clients that hold theirs
 /// open must not keep the coordinator from its participants, its log and its admin listener.
 fn connections_max() -> usize {
@@ -288,7 +311,7 @@ fn serve(
     condition: &watch::Receiver<Condition>,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Vec<actix_web::dev::Server>> {
-    let workers = std::thread::available_parallelism().map_or(2, NonZero::get);
+    let workers = share_of_cores();
     let connections = connections_max();
     let (registry, for_admin) = (registry.clone(), registry.clone());
     let (metrics, counted_by_admin) = (Data::from(Arc::clone(metrics)), Arc::clone(metrics));
@@ -302,6 +325,7 @@ fn serve(
     .workers(workers)
     .max_connections(connections / workers)
     .keep_alive(KEEP_ALIVE)
+    .tcp_nodelay(true)
     .client_request_timeout(HEAD_TIMEOUT)
     .disable_signals()
     .listen(listener)?;
@@ -317,6 +341,7 @@ fn serve(
     })
     .workers(1)
     .keep_alive(KEEP_ALIVE)
+    .tcp_nodelay(true)
     .client_request_timeout(HEAD_TIMEOUT)
     .disable_signals()
     .listen(admin_listener)?;

@@ -26,6 +26,7 @@ pub mod transaction;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use actix::{Actor as _, Arbiter, System};
+use tokio::{runtime::Handle, sync::oneshot};
 use unanimous_protocol::record::WallMillis;
 
 use self::registry::Registry;
@@ -35,16 +36,32 @@ pub type Address<A> = actix::Addr<A>;
 
 /// The thread that all actors live on. It ends with the process.
 pub struct Engine {
-    _thread: Arbiter,
+    thread: Arbiter,
 }
 
 impl Engine {
-    /// Starts it, with the registry on it.
+    /// Starts it, with nobody on it.
     #[must_use]
-    pub fn start(registry: Registry) -> (Self, Address<Registry>) {
-        let thread = Arbiter::new();
-        let registry = Registry::start_in_arbiter(&thread.handle(), |_| registry);
-        (Self { _thread: thread }, registry)
+    pub fn start() -> Self {
+        Self {
+            thread: Arbiter::new(),
+        }
+    }
+
+    /// For other work on the actors' thread; `None` where it has ended.
+    pub async fn runtime(&self) -> Option<Handle> {
+        let (tell, told) = oneshot::channel();
+        self.thread.spawn_fn(move || {
+            // Whoever asked waits.
+            drop(tell.send(Handle::current()));
+        });
+        told.await.ok()
+    }
+
+    /// Puts the registry on it.
+    #[must_use]
+    pub fn host(&self, registry: Registry) -> Address<Registry> {
+        Registry::start_in_arbiter(&self.thread.handle(), |_| registry)
     }
 }
 

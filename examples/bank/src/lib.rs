@@ -94,7 +94,11 @@ pub fn run_with(bank: impl Resource<Operation = bank::Operation> + Clone) -> Exi
     // The program chooses its TLS provider, for the participant's inquiries. It fails where one was chosen before.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
-    let runtime = match tokio::runtime::Runtime::new() {
+    // One thread for the participant: its work is Postgres', and handing it from thread to thread would cost more.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "no runtime");

@@ -96,8 +96,10 @@ pub async fn serve(
             .service(readyz)
     })
     .keep_alive(KEEP_ALIVE)
+    // Answers come in pieces, and none is to wait for the last one's acknowledgement.
+    .tcp_nodelay(true)
     .shutdown_timeout(5)
-    .workers(2)
+    .workers(1)
     .bind(options.listen)
     .with_context(|| format!("listening on {}", options.listen))?;
     let listen = server.addrs().first().copied().unwrap_or(options.listen);
