@@ -17,7 +17,7 @@ use std::{
 
 use deadpool_postgres::{ClientWrapper, Object};
 use futures_util::{
-    future::{try_join, try_join3, try_join4, try_join5},
+    future::{try_join, try_join_all, try_join3, try_join5},
     poll,
 };
 use tokio_postgres::{Statement, types::ToSql};
@@ -42,6 +42,7 @@ const ROLLBACK_MAX: Duration = Duration::from_millis(250);
 /// A write outside a transaction that a line has begun fails.
 const READ_ONLY_BUT_INSIDE: &str =
     "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED, READ ONLY";
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
 const INSERT_ALL: &str = "\
     INSERT INTO unanimous.branches (participant, transaction, state, operations, digest, voted_yes) \
@@ -50,11 +51,6 @@ const INSERT_ALL: &str = "\
          AS new (participant, transaction, state, operations, digest, voted_yes) \
     ORDER BY new.transaction \
     ON CONFLICT DO NOTHING RETURNING participant, transaction";
-
-/// In a later statement than the insert, as ever: under READ COMMITTED it sees every pruning that the insert found done, or
-/// waited for (design rule 15).
-const BEGUN: &str = "\
-    SELECT txid_current(), ARRAY(SELECT mark FROM unanimous.low_water WHERE prefix = ANY ($1))";
 
 /// Finds, locks and writes those in doubt that hold no keys; what else there is answers alone.
 ///
@@ -72,14 +68,24 @@ const END_ALL: &str = "\
 /// For the statements on our rows: plan once, and look each row up. By its statistics, which lag behind a table that grows and
 /// shrinks all the time, Postgres would read the whole of it for every batch, and take as long again to plan that.
 const LOOK_UP: &str = "\
-    SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; \
-    SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_bitmapscan = off";
+    SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true), \
+           set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), \
+           set_config('enable_bitmapscan', 'off', true)";
 
-/// Behind them, and in front of the service's.
+/// As the session has them.
 const AS_EVER: &str = "\
-    SET LOCAL plan_cache_mode TO DEFAULT; SET LOCAL enable_seqscan TO DEFAULT; \
-    SET LOCAL enable_hashjoin TO DEFAULT; SET LOCAL enable_mergejoin TO DEFAULT; \
-    SET LOCAL enable_bitmapscan TO DEFAULT";
+    SELECT pg_backend_pid(), \
+           ARRAY[current_setting('plan_cache_mode'), current_setting('enable_seqscan'), \
+                 current_setting('enable_hashjoin'), current_setting('enable_mergejoin'), \
+                 current_setting('enable_bitmapscan')]";
+
+/// The marks are read in a later statement than the insert, as ever: under READ COMMITTED it sees every pruning that the
+/// insert found done, or waited for (design rule 15). Behind it the service's statements are planned as ever.
+const BEGUN: &str = "\
+    SELECT txid_current(), ARRAY(SELECT mark FROM unanimous.low_water WHERE prefix = ANY ($1)), \
+           set_config('plan_cache_mode', $2, true), set_config('enable_seqscan', $3, true), \
+           set_config('enable_hashjoin', $4, true), set_config('enable_mergejoin', $5, true), \
+           set_config('enable_bitmapscan', $6, true)";
 
 /// Where not all operations of a branch voted yes. Fails, by a division, unless it writes all of these rows.
 const CORRECT: &str = "\
@@ -152,9 +158,12 @@ impl Begun {
 pub(crate) struct Line {
     connection: Kept,
     backend: i32,
+    /// What [`AS_EVER`] says.
+    as_ever: Vec<String>,
+    look_up: Statement,
     insert_all: Statement,
-    begun: Statement,
     end_all: Statement,
+    begun: Statement,
     correct: Statement,
     still_the_same: Statement,
 }
@@ -164,28 +173,36 @@ impl Line {
     pub(crate) async fn on(connection: Object) -> Result<Self, LogError> {
         let kept = Kept(Some(connection));
         let connection = kept.client();
-        let ((), insert_all, begun, (end_all, correct, still_the_same, backend)) = try_join4(
-            connection.batch_execute(READ_ONLY_BUT_INSIDE),
-            connection.prepare(INSERT_ALL),
-            connection.prepare(BEGUN),
-            async {
-                let (end_all, correct, still_the_same, backend) = try_join4(
-                    connection.prepare(END_ALL),
-                    connection.prepare(CORRECT),
-                    connection.prepare(STILL_THE_SAME),
-                    connection.query_one("SELECT pg_backend_pid()", &[]),
-                )
-                .await?;
-                Ok((end_all, correct, still_the_same, backend.try_get(0)?))
-            },
+        let settings = format!(
+            "{READ_ONLY_BUT_INSIDE}; SET lock_timeout = {}; SET statement_timeout = {}; \
+             SET idle_in_transaction_session_timeout = {}",
+            LOCK_MAX.as_millis(),
+            STATEMENT_MAX.as_millis(),
+            IDLE_MAX.as_millis(),
+        );
+        let statements = try_join_all(
+            [LOOK_UP, INSERT_ALL, END_ALL, BEGUN, CORRECT, STILL_THE_SAME]
+                .map(|sql| connection.prepare(sql)),
+        );
+        let ((), session, statements) = try_join3(
+            connection.batch_execute(&settings),
+            connection.query_one(AS_EVER, &[]),
+            statements,
         )
         .await?;
+        let Ok([look_up, insert_all, end_all, begun, correct, still_the_same]) =
+            <[Statement; 6]>::try_from(statements)
+        else {
+            unreachable!("as many as were prepared");
+        };
         Ok(Self {
+            backend: session.try_get(0)?,
+            as_ever: session.try_get(1)?,
             connection: kept,
-            backend,
+            look_up,
             insert_all,
-            begun,
             end_all,
+            begun,
             correct,
             still_the_same,
         })
@@ -214,14 +231,7 @@ impl Line {
         ending: &[Ending<'_>],
         beside: impl Future<Output = T>,
     ) -> Result<(Begun, T), LogError> {
-        let begin = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = {}; \
-             SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; {LOOK_UP}",
-            LOCK_MAX.as_millis(),
-            STATEMENT_MAX.as_millis(),
-            IDLE_MAX.as_millis(),
-        );
-        let mut writing = std::pin::pin!(self.write(&begin, new, ending));
+        let mut writing = std::pin::pin!(self.write(new, ending));
         // Sends all of them; the answers come later.
         let early = poll!(writing.as_mut());
         let written = async {
@@ -233,12 +243,7 @@ impl Line {
         try_join(written, async { Ok(beside.await) }).await
     }
 
-    async fn write(
-        &self,
-        begin: &str,
-        new: &[New<'_>],
-        ending: &[Ending<'_>],
-    ) -> Result<Begun, LogError> {
+    async fn write(&self, new: &[New<'_>], ending: &[Ending<'_>]) -> Result<Begun, LogError> {
         let inserting = Inserting::of(new)?;
         let ends = Ends::of(ending)?;
         let mut prefixes: Vec<i64> = new
@@ -246,55 +251,45 @@ impl Line {
             .map(|new| sql_prefix(new.branch.transaction.prefix()))
             .collect();
         prefixes.dedup();
+        let [plans, seqscan, hashjoin, mergejoin, bitmapscan] = self.as_ever.as_slice() else {
+            unreachable!("as many settings as were read");
+        };
         // The futures are polled in this order first, and so the statements travel in this order.
-        let (_, inserted, begun, ended, ()) = try_join5(
-            self.connection().batch_execute(begin),
+        let ((), _, inserted, ended, begun) = try_join5(
+            self.connection().batch_execute(BEGIN),
+            self.connection().query_one(&self.look_up, &[]),
             async {
                 if new.is_empty() {
                     return Ok(Vec::new());
                 }
-                let Inserting {
-                    participants,
-                    transactions,
-                    states,
-                    operations,
-                    digests,
-                    voted_yes,
-                } = &inserting;
-                self.connection()
-                    .query(
-                        &self.insert_all,
-                        &[
-                            participants,
-                            transactions,
-                            states,
-                            operations,
-                            digests,
-                            voted_yes,
-                        ],
-                    )
-                    .await
+                let params: [&(dyn ToSql + Sync); 6] = [
+                    &inserting.participants,
+                    &inserting.transactions,
+                    &inserting.states,
+                    &inserting.operations,
+                    &inserting.digests,
+                    &inserting.voted_yes,
+                ];
+                self.connection().query(&self.insert_all, &params).await
             },
-            self.connection().query_one(&self.begun, &[&prefixes]),
             async {
                 if ending.is_empty() {
                     return Ok(Vec::new());
                 }
-                let Ends {
-                    participants,
-                    transactions,
-                    before,
-                    states,
-                    known,
-                } = &ends;
-                self.connection()
-                    .query(
-                        &self.end_all,
-                        &[participants, transactions, before, states, known],
-                    )
-                    .await
+                let params: [&(dyn ToSql + Sync); 5] = [
+                    &ends.participants,
+                    &ends.transactions,
+                    &ends.before,
+                    &ends.states,
+                    &ends.known,
+                ];
+                self.connection().query(&self.end_all, &params).await
             },
-            self.connection().batch_execute(AS_EVER),
+            async {
+                let params: [&(dyn ToSql + Sync); 6] =
+                    [&prefixes, plans, seqscan, hashjoin, mergejoin, bitmapscan];
+                self.connection().query_one(&self.begun, &params).await
+            },
         )
         .await?;
         let marks: Vec<SqlId> = begun.try_get(1)?;
