@@ -192,7 +192,10 @@ impl Participant {
 
     /// As the route of its kind does.
     async fn run(&self, message: BatchMessage) -> Result<Vec<u8>, Problem> {
-        let trace = traces::named(message.traceparent.as_deref(), message.tracestate.as_deref());
+        let trace = traces::named(
+            message.traceparent.as_deref(),
+            message.tracestate.as_deref(),
+        );
         let span = tracing::error_span!("call", trace_id = %trace);
         let single = message
             .into_single()

@@ -17,8 +17,8 @@ use unanimous_protocol::{
     message::Reply,
     trace::TraceContext,
     wire::{
-        BATCH_FEATURE, BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe, PROBLEM_JSON,
-        PrepareRequest, Problem, below_low_water_answer, parse_object, vote_answer,
+        BATCH_FEATURE, BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe,
+        PROBLEM_JSON, PrepareRequest, Problem, below_low_water_answer, parse_object, vote_answer,
     },
 };
 

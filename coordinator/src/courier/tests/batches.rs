@@ -109,7 +109,12 @@ fn call_of(number: u64, kind: RequestKind) -> Outgoing {
 
 /// Calls of one moment.
 async fn together(stub: &Stub, http: &Http, calls: Vec<Outgoing>) -> Vec<Ended> {
-    join_all(calls.into_iter().map(|call| http.call(&stub.endpoint, call))).await
+    join_all(
+        calls
+            .into_iter()
+            .map(|call| http.call(&stub.endpoint, call)),
+    )
+    .await
 }
 
 fn prepares(numbers: std::ops::Range<u64>) -> Vec<Outgoing> {
@@ -123,7 +128,9 @@ fn seen(stub: &Stub) -> (Vec<usize>, usize) {
         .iter()
         .filter_map(|request| Some(messages(request)?.len()))
         .collect();
-    let posts = requests.iter().filter(|request| request.starts_with("POST"));
+    let posts = requests
+        .iter()
+        .filter(|request| request.starts_with("POST"));
     let singles = posts.count() - batches.len();
     (batches, singles)
 }
@@ -144,7 +151,8 @@ async fn calls_of_one_moment_leave_as_one_batch_and_a_call_alone_leaves_alone() 
 }
 
 #[tokio::test]
-async fn a_message_is_the_single_request_with_its_kind_and_its_trace_and_operations_to_the_letter() {
+async fn a_message_is_the_single_request_with_its_kind_and_its_trace_and_operations_to_the_letter()
+{
     let (stub, http) = agrees_to_batches().await;
     let operations = r#"[ {"amount": 100000000000000000000.10, "b":"\u00e9", "b":1e2} ]"#;
     let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -182,7 +190,10 @@ async fn a_message_is_the_single_request_with_its_kind_and_its_trace_and_operati
     let remaining = batch[0]["remaining_ms"].as_u64().unwrap();
     assert!((1000..=1234).contains(&remaining), "{remaining}");
     let parent = text(&batch[0], "traceparent");
-    assert!(parent.starts_with(&given[..36]) && parent != given, "{parent}");
+    assert!(
+        parent.starts_with(&given[..36]) && parent != given,
+        "{parent}"
+    );
     assert_ne!(batch[1]["traceparent"], batch[0]["traceparent"]);
     let kinds: Vec<_> = messages(outcomes)
         .unwrap()
@@ -249,7 +260,10 @@ async fn outcomes_in_a_batch_are_acknowledged_or_alarm_as_alone() {
             "commit" => agreeing_line(message),
             _ => line_of(
                 text(message, "transaction"),
-                (409, serde_json::to_string(&Problem::new(409, "outcome-differs", "")).unwrap()),
+                (
+                    409,
+                    serde_json::to_string(&Problem::new(409, "outcome-differs", "")).unwrap(),
+                ),
             ),
         };
         lines(&messages.iter().map(line).collect::<String>())
@@ -299,7 +313,10 @@ async fn an_answer_that_breaks_off_is_silence_for_those_that_are_missing() {
         let half = agreeing_line(&messages[1]);
         // All of the second line but its end, and the connection goes.
         let sent = format!("{whole}{}", half.trim_end());
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", sent.len() + 1);
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+            sent.len() + 1
+        );
         Does::WriteAndClose(format!("{head}{sent}").into_bytes())
     })
     .await;
@@ -424,7 +441,11 @@ async fn agrees_slowly_to(number: u64) -> (Stub, Http, Arc<Notify>) {
         };
         let length = quick.len() + slowest.len();
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{quick}");
-        Does::WriteThen(head.into_bytes(), Arc::clone(&notified), slowest.into_bytes())
+        Does::WriteThen(
+            head.into_bytes(),
+            Arc::clone(&notified),
+            slowest.into_bytes(),
+        )
     })
     .await;
     (stub, http, told)
@@ -449,7 +470,8 @@ async fn a_line_does_not_wait_for_the_slowest_nor_do_calls_that_come_later() {
 #[tokio::test]
 async fn calls_that_are_not_answered_hold_up_nobody() {
     // Alone and in batches, prepares and commits.
-    let never = |message: &Value| text(message, "transaction") < transaction(100).to_string().as_str();
+    let never =
+        |message: &Value| text(message, "transaction") < transaction(100).to_string().as_str();
     let stub = Stub::new(move |request| match messages(request) {
         Some(messages) if messages.iter().any(never) => Does::Hang,
         Some(messages) => lines(&messages.iter().map(agreeing_line).collect::<String>()),
@@ -457,7 +479,11 @@ async fn calls_that_are_not_answered_hold_up_nobody() {
         None => {
             let (_, body) = request.split_once("\r\n\r\n").unwrap();
             let body: Value = serde_json::from_str(body).unwrap();
-            if never(&body) { Does::Hang } else { agrees_singly(request) }
+            if never(&body) {
+                Does::Hang
+            } else {
+                agrees_singly(request)
+            }
         }
     })
     .await;
@@ -567,11 +593,16 @@ async fn a_batch_to_nobody_is_refused_for_each_of_its_calls() {
     let (stub, http) = agrees_to_batches().await;
     let nobody = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        endpoint(&format!("http://{}/unanimous", listener.local_addr().unwrap()))
+        endpoint(&format!(
+            "http://{}/unanimous",
+            listener.local_addr().unwrap()
+        ))
     };
     let described = http.describe(&stub.endpoint).await.unwrap();
     nobody.announced().described(&described, Instant::now());
-    let calls = prepares(0..3).into_iter().map(|call| http.call(&nobody, call));
+    let calls = prepares(0..3)
+        .into_iter()
+        .map(|call| http.call(&nobody, call));
     for ended in join_all(calls).await {
         assert!(matches!(ended, Ended::Refused(_)), "{ended:?}");
     }
