@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// Many small things are made and dropped for each transaction, on several threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     unanimous::cli::run()
 }

@@ -4,7 +4,7 @@
 //! stop it in the middle. A message ends with an answer of the branch, given behind the commit of its local transaction,
 //! or with [`Unanswered`], which tells the coordinator nothing.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use unanimous_protocol::{
@@ -18,6 +18,7 @@ use crate::{
     branch::{self, Asked, Context, KeyPatience, SessionAfter, Stop},
     intent_log::{Bounds, Local, LogError, end_backend},
     keys::Waiter,
+    lane::{Message, Together},
     participant::Shared,
     running::{Entered, Turn},
     service::InvalidOperation,
@@ -108,9 +109,47 @@ impl Shared {
                 }
             }
         };
-        let ended = self.prepare_alone(&branch, &request, deadline, &turn).await;
+        let ended = match self
+            .prepare_together(&branch, &request, deadline, &turn)
+            .await
+        {
+            Some(ended) => ended,
+            None => self.prepare_alone(&branch, &request, deadline, &turn).await,
+        };
         turn.end(&ended);
         ended
+    }
+
+    /// In the lane; `None` where it is to be prepared alone.
+    async fn prepare_together(
+        &self,
+        branch: &BranchId,
+        request: &PrepareRequest,
+        deadline: Instant,
+        turn: &Turn<'_>,
+    ) -> Option<Result<Answer, Unanswered>> {
+        let interactive =
+            request.session.is_some() || self.sessions.held(branch.transaction).is_some();
+        if interactive || branch.participant != self.name || Instant::now() >= deadline {
+            return None;
+        }
+        let work = self.service.read(&[request.operations.text()]).ok()?;
+        if !work.keys().is_empty() {
+            return None;
+        }
+        let message = Message::Prepare {
+            operations: request.operations.clone(),
+            work: Arc::from(work),
+            until: deadline,
+        };
+        match self
+            .together(branch, message, turn.prepare.cancelled())
+            .await
+        {
+            Together::Answered(answer) => Some(answer.ok_or(Unanswered::Busy)),
+            Together::Alone => None,
+            Together::Cancelled => Some(Err(Unanswered::Cancelled)),
+        }
     }
 
     async fn prepare_alone(
@@ -187,8 +226,15 @@ impl Shared {
             // It holds the row; where it does not end in time, the lock's own bound tells.
             drop(tokio::time::timeout(CANCEL_PATIENCE, prepare.ended()).await);
         }
-        let until = Instant::now() + OUTCOME_MAX;
         let decided = decided(&event);
+        if decided.is_some() && self.sessions.held(branch.transaction).is_none() {
+            let message = Message::Outcome(event.clone());
+            let together = self.together(branch, message, std::future::pending());
+            if let Together::Answered(answer) = together.await {
+                return Ok(answer);
+            }
+        }
+        let until = Instant::now() + OUTCOME_MAX;
         let asked = Asked::Event(event);
         self.attempt(branch, &asked, until, std::future::pending())
             .await

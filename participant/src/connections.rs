@@ -58,6 +58,11 @@ impl Connections {
         slot.ok()?.ok()
     }
 
+    /// A prepare's slot, if one is free.
+    pub(crate) fn free_prepare_slot(&self) -> Option<SemaphorePermit<'_>> {
+        self.prepare_slots.try_acquire().ok()
+    }
+
     /// A connection: a prepare's behind its slot, anybody else's at once.
     pub(crate) async fn get(&self) -> Result<Object, LogError> {
         // Not the pool's own timeouts: those need a pool that was built with a runtime.

@@ -11,6 +11,7 @@
 //! another pool can not tell.
 
 pub(crate) mod pruning;
+pub(crate) mod together;
 
 use std::{error::Error, pin::Pin, time::Duration};
 

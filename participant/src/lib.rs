@@ -189,7 +189,8 @@
 //! # How it is built
 //!
 //! `branch` is the shell around the pure state machine of `unanimous-protocol`, inside one local transaction;
-//! `intent_log` holds all SQL on the crate's tables; `calls` the life of a request; `batch` many messages in one; `inquiry` what ends a doubt.
+//! `batch` takes many messages in one call, and `lane` has what waits share a local transaction; `intent_log` holds all SQL
+//! on the crate's tables; `calls` the life of a request; `inquiry` what ends a doubt.
 //! `pruning` drops the rows of what has ended everywhere, told by the coordinator's low-water mark. Left out: branches of plain SQL
 //! over `PREPARE TRANSACTION`.
 
@@ -205,6 +206,7 @@ mod inquiry;
 mod intent_log;
 mod interactive;
 mod keys;
+mod lane;
 mod participant;
 mod pruning;
 mod resource;

@@ -23,6 +23,7 @@ use crate::{
     intent_log::LogError,
     interactive::{self, Sessions},
     keys::KeyWaiters,
+    lane::{self, Lane},
     pruning::{self, Marks},
     resource::Resource,
     running::Running,
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) service: Box<dyn Service>,
     pub(crate) connections: Connections,
     pub(crate) running: Running,
+    pub(crate) lane: Lane,
     pub(crate) keys: KeyWaiters,
     pub(crate) sessions: Sessions,
     pub(crate) marks: Marks,
@@ -61,7 +63,7 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
 }
 
-struct Background([AbortHandle; 3]);
+struct Background([AbortHandle; 4]);
 
 impl Drop for Background {
     fn drop(&mut self) {
@@ -322,6 +324,7 @@ impl Builder {
             service: self.service,
             connections,
             running: Running::default(),
+            lane: Lane::default(),
             keys: KeyWaiters::default(),
             sessions: Sessions::default(),
             marks: Marks::default(),
@@ -338,6 +341,7 @@ impl Builder {
             runtime
                 .spawn(inquiry::run(Arc::clone(&shared)))
                 .abort_handle(),
+            runtime.spawn(lane::run(Arc::clone(&shared))).abort_handle(),
             runtime
                 .spawn(interactive::run(Arc::clone(&shared)))
                 .abort_handle(),

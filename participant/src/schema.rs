@@ -6,7 +6,10 @@ use deadpool_postgres::Object;
 use crate::{crash, tx::describe};
 
 /// Numbered from 1. What was released is never changed, only followed.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_branches.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001_branches.sql"),
+    include_str!("../migrations/0002_branches_by_id_once.sql"),
+];
 
 /// Held while migrating: several processes of one service start at the same time. "unanimous" in ASCII, cut to 8 bytes.
 const MIGRATION_LOCK: i64 = i64::from_be_bytes(*b"unanimou");

@@ -46,6 +46,8 @@ pub(crate) trait Service: Send + Sync {
 
 /// The operations of one branch, ready to run.
 pub(crate) trait Work: Send + Sync {
+    /// How many operations there are.
+    fn count(&self) -> usize;
     /// Sorted, each once.
     fn keys(&self) -> Vec<String>;
     fn prepare<'a>(&'a self, tx: &'a mut Tx<'_>) -> Run<'a, Voted>;
@@ -99,6 +101,10 @@ impl<R: Resource> Operations<R> {
 }
 
 impl<R: Resource> Work for Operations<R> {
+    fn count(&self) -> usize {
+        self.operations.len()
+    }
+
     fn keys(&self) -> Vec<String> {
         let mut keys: Vec<String> = self
             .operations

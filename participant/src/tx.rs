@@ -4,7 +4,11 @@
 //! its work durable without the promise. So there is no method for it here, SQL text that says it is refused, and the
 //! statement that writes the branch's row fails unless it runs in the very transaction that inserted or locked it.
 
-use std::error::Error as _;
+use std::{
+    error::Error as _,
+    future::pending,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+};
 
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use unanimous_protocol::id::{BranchId, ParticipantName, TransactionId};
@@ -37,6 +41,55 @@ mod sealed {
 pub struct Tx<'a, D: Database = TokioPostgres> {
     connection: &'a D::Connection,
     branch: &'a BranchId,
+    gate: Option<&'a Gate>,
+}
+
+/// Watches one branch's statements where its local transaction is shared with others ([`crate::lane`]).
+///
+/// A statement is atomic; between two of one branch its neighbours' may run, and then what the first one read need not
+/// hold any more when the second one writes, whatever it has locked: locks do not keep a transaction from itself. So beside
+/// neighbours a branch gets one statement, and whose code asks for another one stops there.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    one_only: bool,
+    statements: AtomicU32,
+    wants_more: AtomicBool,
+    failed: AtomicBool,
+}
+
+impl Gate {
+    /// For a branch that runs beside others.
+    pub(crate) fn beside_others() -> Self {
+        Self {
+            one_only: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether its code asked for more than one statement, and waits for ever.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.wants_more.load(Ordering::Relaxed)
+    }
+
+    /// Whether a statement of its failed by itself, and not because the local transaction had failed before.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    async fn pass(&self) {
+        let before = self.statements.fetch_add(1, Ordering::Relaxed);
+        if self.one_only && before > 0 {
+            self.wants_more.store(true, Ordering::Relaxed);
+            // The whole run is dropped, and run again with the branch in a turn of its own.
+            pending::<()>().await;
+        }
+    }
+
+    fn hear(&self, error: &tokio_postgres::Error) {
+        if error.code() != Some(&SqlState::IN_FAILED_SQL_TRANSACTION) {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Why a query failed.
@@ -91,7 +144,24 @@ impl<'a> Tx<'a, TokioPostgres> {
         connection: &'a deadpool_postgres::ClientWrapper,
         branch: &'a BranchId,
     ) -> Self {
-        Self { connection, branch }
+        Self {
+            connection,
+            branch,
+            gate: None,
+        }
+    }
+
+    /// As [`Self::new`], in a local transaction that other branches share.
+    pub(crate) fn gated(
+        connection: &'a deadpool_postgres::ClientWrapper,
+        branch: &'a BranchId,
+        gate: &'a Gate,
+    ) -> Self {
+        Self {
+            connection,
+            branch,
+            gate: Some(gate),
+        }
     }
 
     /// Runs a statement and returns its rows.
@@ -104,7 +174,7 @@ impl<'a> Tx<'a, TokioPostgres> {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, TxError> {
         let statement = self.statement(sql).await?;
-        Ok(self.connection.query(&statement, params).await?)
+        self.heard(self.connection.query(&statement, params).await)
     }
 
     /// Runs a statement that returns at most one row.
@@ -117,7 +187,7 @@ impl<'a> Tx<'a, TokioPostgres> {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>, TxError> {
         let statement = self.statement(sql).await?;
-        Ok(self.connection.query_opt(&statement, params).await?)
+        self.heard(self.connection.query_opt(&statement, params).await)
     }
 
     /// Runs a statement that returns exactly one row.
@@ -130,7 +200,7 @@ impl<'a> Tx<'a, TokioPostgres> {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, TxError> {
         let statement = self.statement(sql).await?;
-        Ok(self.connection.query_one(&statement, params).await?)
+        self.heard(self.connection.query_one(&statement, params).await)
     }
 
     /// Runs a statement and returns how many rows it touched.
@@ -139,7 +209,7 @@ impl<'a> Tx<'a, TokioPostgres> {
     /// As [`Self::query`].
     pub async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, TxError> {
         let statement = self.statement(sql).await?;
-        Ok(self.connection.execute(&statement, params).await?)
+        self.heard(self.connection.execute(&statement, params).await)
     }
 
     async fn statement(&self, sql: &str) -> Result<tokio_postgres::Statement, TxError> {
@@ -148,7 +218,17 @@ impl<'a> Tx<'a, TokioPostgres> {
         if TRANSACTION_CONTROL.contains(&word.as_str()) {
             return Err(TxError::TransactionControl(word));
         }
-        Ok(self.connection.prepare_cached(sql).await?)
+        if let Some(gate) = self.gate {
+            gate.pass().await;
+        }
+        self.heard(self.connection.prepare_cached(sql).await)
+    }
+
+    fn heard<T>(&self, answer: Result<T, tokio_postgres::Error>) -> Result<T, TxError> {
+        if let (Err(error), Some(gate)) = (&answer, self.gate) {
+            gate.hear(error);
+        }
+        Ok(answer?)
     }
 }
 

@@ -311,6 +311,35 @@ async fn a_start_says_what_is_missing_and_whether_trying_again_helps() {
 }
 
 #[tokio::test]
+async fn what_an_older_version_promised_is_kept_when_its_tables_are_migrated() {
+    let database = fresh_database().await;
+    let sql = connect(&database).await;
+    sql.batch_execute(
+        "CREATE SCHEMA unanimous;
+         CREATE TABLE unanimous.participant_schema (
+             version int PRIMARY KEY, migrated_at timestamptz NOT NULL DEFAULT clock_timestamp());
+         INSERT INTO unanimous.participant_schema (version) VALUES (1)",
+    )
+    .await
+    .unwrap();
+    sql.batch_execute(include_str!("../migrations/0001_branches.sql"))
+        .await
+        .unwrap();
+    sql.execute(
+        "INSERT INTO unanimous.branches (participant, transaction, state, operations, digest, voted_yes)
+         VALUES ('east', $1::text::uuid, 'prepared', $2, sha256('x'), '{0}')",
+        &[&id(1), &note("a").to_string()],
+    )
+    .await
+    .unwrap();
+    let east = Service::on(database, |builder| builder.coordinator(NOWHERE)).await;
+    east.commit(&id(1)).await.is_state("committed");
+    assert_eq!(east.journal(&id(1)).await, ["committed a"]);
+    let version = "SELECT max(version)::bigint FROM unanimous.participant_schema";
+    assert!(east.count(version).await > 1);
+}
+
+#[tokio::test]
 async fn several_processes_that_start_at_once_migrate_once() {
     let database = fresh_database().await;
     let starts = (0..4).map(|_| east(&database).coordinator(NOWHERE).start());
@@ -422,7 +451,9 @@ async fn a_commit_that_stopped_waiting_for_its_standby_is_unclear() {
     east.prepare(&id(1), note("the disk is nearly full"))
         .await
         .is_vote("yes");
-    let cancelled = note("canceling wait for synchronous replication due to user request");
+    let text = "canceling wait for synchronous replication due to user request";
+    // A branch that takes keys has a local transaction of its own.
+    let cancelled = json!([{"kind": "hold", "key": "a", "text": text}]);
     let answer = east.prepare(&id(2), cancelled.clone()).await;
     answer.is_problem(503, "commit-unclear");
     east.until("SELECT count(*) = 2 FROM unanimous.branches WHERE state = 'prepared'")
@@ -430,4 +461,7 @@ async fn a_commit_that_stopped_waiting_for_its_standby_is_unclear() {
     // Asked again, its commit is forced again: by then the standby has everything.
     east.prepare(&id(2), cancelled).await.is_vote("yes");
     assert_eq!(east.journal(&id(2)).await.len(), 1);
+    // Those that shared theirs are asked again, each alone, before anything is answered.
+    east.prepare(&id(3), note(text)).await.is_vote("yes");
+    assert_eq!(east.journal(&id(3)).await.len(), 1);
 }

@@ -12,6 +12,7 @@ mod durability;
 mod inquiry;
 mod interactive;
 mod keys;
+mod lane;
 mod low_water;
 mod service;
 mod slots;

@@ -40,6 +40,8 @@ pub(crate) enum Operation {
     Slow { ms: u64 },
     /// Runs this statement and says yes.
     Sql { sql: String },
+    /// Reads a counter, and then writes what it read and one more.
+    Count,
     /// An amount that numbers can not hold.
     Money { amount: serde_json::Number },
 }
@@ -99,6 +101,13 @@ impl Resource for Journal {
             }
             Operation::Sql { sql } => {
                 tx.execute(sql, &[]).await?;
+                Ok(Vote::Yes)
+            }
+            Operation::Count => {
+                let row = tx.query_one("SELECT value FROM counter FOR UPDATE", &[]);
+                let value: i64 = row.await?.try_get(0)?;
+                tx.execute("UPDATE counter SET value = $1", &[&(value + 1)])
+                    .await?;
                 Ok(Vote::Yes)
             }
             Operation::Money { .. } => Ok(Vote::Yes),
@@ -188,6 +197,8 @@ pub(crate) const NOWHERE: &str = "http://127.0.0.1:9";
 
 const TABLES: &str = "
     CREATE TABLE journal (at bigserial, transaction text, what text, text text);
+    CREATE TABLE counter (value bigint);
+    INSERT INTO counter VALUES (0);
     CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF NEW.text = 'die at commit' THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
@@ -238,7 +249,11 @@ impl Service {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(Builder) -> Builder) -> Self {
-        let database = fresh_database().await;
+        Self::on(fresh_database().await, change).await
+    }
+
+    /// In a database that has none of the service's tables.
+    pub(crate) async fn on(database: Config, change: impl FnOnce(Builder) -> Builder) -> Self {
         let sql = connect(&database).await;
         sql.batch_execute(TABLES).await.unwrap();
         let participant = change(east(&database)).start().await.unwrap();

@@ -1,0 +1,450 @@
+//! One local transaction for the messages of many branches: their rows go in and out set-wise.
+//!
+//! A [`Line`] is a connection that is kept for this. What travels on it is pipelined: the service's statements are sent
+//! behind a BEGIN that has not been answered yet. Were that BEGIN cancelled (`pg_cancel_backend` may come at any moment),
+//! they would each run, and be committed, on their own. So the session of a line is read-only but inside the transactions
+//! that are begun here: such a statement fails instead.
+//!
+//! The rows are written first, each as it is hoped to end: a prepare's as `prepared`, an outcome's as `committed` or
+//! `aborted`. Whether that was right is known before the COMMIT, and where it was not, all is rolled back and the rest is
+//! run again. So a row is written once, and no row that claims more than was done is ever committed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    time::Duration,
+};
+
+use deadpool_postgres::{ClientWrapper, Object};
+use futures_util::{
+    future::{try_join, try_join3, try_join4},
+    poll,
+};
+use tokio_postgres::{Statement, types::ToSql};
+use unanimous_protocol::{
+    branch::State,
+    id::{BranchId, ParticipantName, TransactionId},
+    operations::{BodyDigest, Operations},
+};
+
+use super::{LogError, SqlId, Stored, at_commit, pruning::sql_prefix, unreadable};
+use crate::crash;
+
+/// Nothing waits for a lock for longer, and then everybody goes alone: nobody is to be held up by somebody else's lock.
+pub(crate) const LOCK_MAX: Duration = Duration::from_millis(25);
+/// One statement, at most: the server's bound, a little behind the process's own.
+const STATEMENT_MAX: Duration = Duration::from_millis(400);
+/// The pause between two statements, at most: ends what a frozen process would hold for ever.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+/// A rollback that takes longer has a hanging statement in front of it.
+const ROLLBACK_MAX: Duration = Duration::from_secs(1);
+
+/// A write outside a transaction that a line has begun fails.
+const READ_ONLY_BUT_INSIDE: &str =
+    "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED, READ ONLY";
+
+const INSERT_ALL: &str = "\
+    INSERT INTO unanimous.branches (participant, transaction, state, operations, digest, voted_yes) \
+    SELECT new.participant, new.transaction, new.state, new.operations, new.digest, new.voted_yes::int[] \
+    FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::text[]) \
+         AS new (participant, transaction, state, operations, digest, voted_yes) \
+    ORDER BY new.transaction \
+    ON CONFLICT DO NOTHING RETURNING participant, transaction";
+
+/// In a later statement than the insert, as ever: under READ COMMITTED it sees every pruning that the insert found done, or
+/// waited for (design rule 15).
+const BEGUN: &str = "\
+    SELECT txid_current(), ARRAY(SELECT mark FROM unanimous.low_water WHERE prefix = ANY ($1))";
+
+/// Finds, locks and writes those in doubt that hold no keys; what else there is answers alone.
+const END_ALL: &str = "\
+    UPDATE unanimous.branches AS branch SET state = ending.state, since = clock_timestamp() \
+    FROM unnest($1::text[], $2::uuid[], $3::text[], $4::bool[]) \
+         AS ending (participant, transaction, state, known) \
+    WHERE branch.participant = ending.participant AND branch.transaction = ending.transaction \
+      AND branch.state = 'prepared' AND branch.keys_held = 0 \
+    RETURNING branch.participant, branch.transaction, branch.digest, branch.added, branch.voted_yes, \
+              CASE WHEN ending.known THEN NULL ELSE branch.operations END";
+
+/// Where not all operations of a branch voted yes. Fails, by a division, unless it writes all of these rows.
+const CORRECT: &str = "\
+    WITH corrected AS ( \
+        UPDATE unanimous.branches AS branch SET voted_yes = right_one.voted_yes::int[] \
+        FROM unnest($1::text[], $2::uuid[], $3::text[]) AS right_one (participant, transaction, voted_yes) \
+        WHERE branch.participant = right_one.participant AND branch.transaction = right_one.transaction \
+        RETURNING 1) \
+    SELECT 1 / (count(*) = cardinality($2::uuid[]))::int FROM corrected";
+
+/// Fails, by a division, in any other transaction than the one that wrote the rows (design rule 5): the COMMIT that
+/// travels right behind it then rolls back.
+const STILL_THE_SAME: &str = "SELECT 1 / (txid_current() = $1)::int";
+
+/// A branch that is prepared: its row is not there yet.
+#[derive(Debug)]
+pub(crate) struct New<'a> {
+    pub(crate) branch: &'a BranchId,
+    pub(crate) operations: &'a Operations,
+    /// As it is hoped to end.
+    pub(crate) state: &'a State,
+    /// How many operations there are: all of them are hoped to vote yes.
+    pub(crate) count: usize,
+}
+
+/// A branch that gets its outcome: its row says prepared.
+#[derive(Debug)]
+pub(crate) struct Ending<'a> {
+    pub(crate) branch: &'a BranchId,
+    /// As it is hoped to end.
+    pub(crate) state: &'a State,
+    /// Whether its operations are known, and need not be read.
+    pub(crate) known: bool,
+}
+
+/// What a row in doubt held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Promised {
+    pub(crate) digest: BodyDigest,
+    pub(crate) added: Option<String>,
+    pub(crate) voted_yes: Vec<i32>,
+    /// `None` where they were known.
+    pub(crate) operations: Option<String>,
+}
+
+/// What was found when the rows were written.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    transaction: i64,
+    /// Those of the new ones whose row was not there.
+    pub(crate) inserted: HashSet<BranchId>,
+    /// Those of the ending ones that were in doubt.
+    pub(crate) ended: HashMap<BranchId, Promised>,
+    /// Of the new ones' prefixes.
+    marks: Vec<TransactionId>,
+}
+
+impl Begun {
+    /// The low-water mark that speaks of this id.
+    pub(crate) fn mark(&self, transaction: TransactionId) -> Option<TransactionId> {
+        let prefix = transaction.prefix();
+        self.marks
+            .iter()
+            .copied()
+            .find(|mark| mark.prefix() == prefix)
+    }
+}
+
+/// A connection for shared local transactions, with its statements. See the module's head.
+pub(crate) struct Line {
+    connection: Kept,
+    insert_all: Statement,
+    begun: Statement,
+    end_all: Statement,
+    correct: Statement,
+    still_the_same: Statement,
+}
+
+impl Line {
+    /// Makes this connection a line. It never goes back to its pool.
+    pub(crate) async fn on(connection: Object) -> Result<Self, LogError> {
+        connection.batch_execute(READ_ONLY_BUT_INSIDE).await?;
+        Ok(Self {
+            insert_all: connection.prepare(INSERT_ALL).await?,
+            begun: connection.prepare(BEGUN).await?,
+            end_all: connection.prepare(END_ALL).await?,
+            correct: connection.prepare(CORRECT).await?,
+            still_the_same: connection.prepare(STILL_THE_SAME).await?,
+            connection: Kept(Some(connection)),
+        })
+    }
+
+    /// What the service's statements run on.
+    pub(crate) fn connection(&self) -> &ClientWrapper {
+        self.connection.client()
+    }
+
+    /// After a failure: a statement prepared before a schema change may have been what failed.
+    pub(crate) fn forget_statements(&self) {
+        self.connection().statement_cache.clear();
+    }
+
+    /// Begins and writes the rows, one round trip. `beside` is polled once the statements of all that are on their way, so
+    /// that what it sends arrives behind them.
+    pub(crate) async fn begin<T>(
+        &self,
+        new: &[New<'_>],
+        ending: &[Ending<'_>],
+        beside: impl Future<Output = T>,
+    ) -> Result<(Begun, T), LogError> {
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = {}; \
+             SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
+            LOCK_MAX.as_millis(),
+            STATEMENT_MAX.as_millis(),
+            IDLE_MAX.as_millis(),
+        );
+        let mut writing = std::pin::pin!(self.write(&begin, new, ending));
+        // Sends all of them; the answers come later.
+        let early = poll!(writing.as_mut());
+        let written = async {
+            match early {
+                std::task::Poll::Ready(written) => written,
+                std::task::Poll::Pending => writing.await,
+            }
+        };
+        try_join(written, async { Ok(beside.await) }).await
+    }
+
+    async fn write(
+        &self,
+        begin: &str,
+        new: &[New<'_>],
+        ending: &[Ending<'_>],
+    ) -> Result<Begun, LogError> {
+        let inserting = Inserting::of(new)?;
+        let ends = Ends::of(ending)?;
+        let mut prefixes: Vec<i64> = new
+            .iter()
+            .map(|new| sql_prefix(new.branch.transaction.prefix()))
+            .collect();
+        prefixes.dedup();
+        // The futures are polled in this order first, and so the statements travel in this order.
+        let (_, inserted, begun, ended) = try_join4(
+            self.connection().batch_execute(begin),
+            async {
+                if new.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let Inserting {
+                    participants,
+                    transactions,
+                    states,
+                    operations,
+                    digests,
+                    voted_yes,
+                } = &inserting;
+                self.connection()
+                    .query(
+                        &self.insert_all,
+                        &[
+                            participants,
+                            transactions,
+                            states,
+                            operations,
+                            digests,
+                            voted_yes,
+                        ],
+                    )
+                    .await
+            },
+            self.connection().query_one(&self.begun, &[&prefixes]),
+            async {
+                if ending.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let Ends {
+                    participants,
+                    transactions,
+                    states,
+                    known,
+                } = &ends;
+                self.connection()
+                    .query(&self.end_all, &[participants, transactions, states, known])
+                    .await
+            },
+        )
+        .await?;
+        let marks: Vec<SqlId> = begun.try_get(1)?;
+        let marks: Result<_, _> = marks.into_iter().map(SqlId::transaction).collect();
+        let mut found = Begun {
+            transaction: begun.try_get(0)?,
+            inserted: HashSet::with_capacity(inserted.len()),
+            ended: HashMap::with_capacity(ended.len()),
+            marks: marks?,
+        };
+        for row in &inserted {
+            found.inserted.insert(read_branch(row)?);
+        }
+        for row in &ended {
+            let branch = read_branch(row)?;
+            let digest: Option<&[u8]> = row.try_get(2)?;
+            let digest = digest.and_then(|bytes| bytes.try_into().ok());
+            let promised = Promised {
+                digest: digest
+                    .map(BodyDigest)
+                    .ok_or_else(|| unreadable(&branch, "its digest is not 32 bytes"))?,
+                added: row.try_get(3)?,
+                voted_yes: row.try_get(4)?,
+                operations: row.try_get(5)?,
+            };
+            found.ended.insert(branch, promised);
+        }
+        Ok(found)
+    }
+
+    /// Commits, one round trip. `corrected`: branches of which other operations voted yes than all. `states`: what is
+    /// written. Answers may be given once this returns `Ok`, and not before; after an error nobody knows.
+    pub(crate) async fn commit(
+        &self,
+        begun: &Begun,
+        corrected: &[(&BranchId, &[i32])],
+        states: &[&State],
+        forced: bool,
+    ) -> Result<(), LogError> {
+        let commit = if forced && !crash::is_weakened("synchronous-commit-off") {
+            "SET LOCAL synchronous_commit = on; COMMIT"
+        } else {
+            "SET LOCAL synchronous_commit = off; COMMIT"
+        };
+        let participants: Vec<&str> = corrected
+            .iter()
+            .map(|(branch, _)| branch.participant.as_str())
+            .collect();
+        let transactions: Vec<SqlId> = corrected
+            .iter()
+            .map(|(branch, _)| SqlId::of(branch.transaction))
+            .collect();
+        let voted_yes: Vec<String> = corrected
+            .iter()
+            .map(|(_, yes)| sql_places(yes.iter().copied()))
+            .collect();
+        for state in states {
+            crash::before_commit(Some(state));
+        }
+        let steps = try_join3(
+            async {
+                if !corrected.is_empty() {
+                    let params: [&(dyn ToSql + Sync); 3] =
+                        [&participants, &transactions, &voted_yes];
+                    self.connection().query_one(&self.correct, &params).await?;
+                }
+                Ok(())
+            },
+            self.connection()
+                .query_one(&self.still_the_same, &[&begun.transaction]),
+            self.connection().batch_execute(commit),
+        )
+        .await;
+        steps.map_err(at_commit)?;
+        for state in states {
+            crash::after_commit(Some(state));
+        }
+        Ok(())
+    }
+
+    /// Rolls back. Where that does not work at once, the connection is closed: the server's own bounds end what hangs.
+    pub(crate) async fn roll_back(self) -> Option<Self> {
+        let rolled_back = self.connection().batch_execute("ROLLBACK");
+        match tokio::time::timeout(ROLLBACK_MAX, rolled_back).await {
+            Ok(Ok(())) => Some(self),
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+}
+
+/// A connection that counts among its pool's and never goes back to it: dropped, it is closed.
+struct Kept(Option<Object>);
+
+impl Kept {
+    fn client(&self) -> &ClientWrapper {
+        match &self.0 {
+            Some(connection) => connection,
+            None => unreachable!("it is taken out only when it is dropped"),
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(Object::take(connection));
+        }
+    }
+}
+
+/// The columns of [`INSERT_ALL`].
+struct Inserting<'a> {
+    participants: Vec<&'a str>,
+    transactions: Vec<SqlId>,
+    states: Vec<&'static str>,
+    operations: Vec<&'a str>,
+    digests: Vec<Vec<u8>>,
+    voted_yes: Vec<String>,
+}
+
+impl<'a> Inserting<'a> {
+    fn of(new: &'a [New<'a>]) -> Result<Self, LogError> {
+        let states: Result<_, _> = new.iter().map(|new| word(new.branch, new.state)).collect();
+        Ok(Self {
+            participants: new
+                .iter()
+                .map(|new| new.branch.participant.as_str())
+                .collect(),
+            transactions: new
+                .iter()
+                .map(|new| SqlId::of(new.branch.transaction))
+                .collect(),
+            states: states?,
+            operations: new.iter().map(|new| new.operations.text()).collect(),
+            digests: new
+                .iter()
+                .map(|new| new.operations.digest().0.to_vec())
+                .collect(),
+            voted_yes: new
+                .iter()
+                .map(|new| sql_places(0..new.count as i32))
+                .collect(),
+        })
+    }
+}
+
+/// The columns of [`END_ALL`].
+struct Ends<'a> {
+    participants: Vec<&'a str>,
+    transactions: Vec<SqlId>,
+    states: Vec<&'static str>,
+    known: Vec<bool>,
+}
+
+impl<'a> Ends<'a> {
+    fn of(ending: &'a [Ending<'a>]) -> Result<Self, LogError> {
+        let states: Result<_, _> = ending
+            .iter()
+            .map(|ending| word(ending.branch, ending.state))
+            .collect();
+        Ok(Self {
+            participants: ending
+                .iter()
+                .map(|ending| ending.branch.participant.as_str())
+                .collect(),
+            transactions: ending
+                .iter()
+                .map(|ending| SqlId::of(ending.branch.transaction))
+                .collect(),
+            states: states?,
+            known: ending.iter().map(|ending| ending.known).collect(),
+        })
+    }
+}
+
+fn word(branch: &BranchId, state: &State) -> Result<&'static str, LogError> {
+    let stored = Stored::of(state);
+    let stored = stored.ok_or_else(|| unreadable(branch, "a state that is never stored"))?;
+    Ok(stored.word)
+}
+
+/// An array as text: arrays of arrays would have to be of one length.
+fn sql_places(places: impl Iterator<Item = i32>) -> String {
+    let places: Vec<String> = places.map(|place| place.to_string()).collect();
+    format!("{{{}}}", places.join(","))
+}
+
+fn read_branch(row: &tokio_postgres::Row) -> Result<BranchId, LogError> {
+    let participant: &str = row.try_get(0)?;
+    let participant: ParticipantName = participant
+        .parse()
+        .map_err(|_| LogError::Foreign("a participant that is no name"))?;
+    Ok(BranchId {
+        transaction: row.try_get::<_, SqlId>(1)?.transaction()?,
+        participant,
+    })
+}
