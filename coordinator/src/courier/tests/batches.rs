@@ -109,12 +109,11 @@ fn call_of(number: u64, kind: RequestKind) -> Outgoing {
 
 /// Calls of one moment.
 async fn together(stub: &Stub, http: &Http, calls: Vec<Outgoing>) -> Vec<Ended> {
-    join_all(
-        calls
-            .into_iter()
-            .map(|call| http.call(&stub.endpoint, call)),
-    )
-    .await
+    let calls = calls
+        .into_iter()
+        .map(|call| http.call(&stub.endpoint, call));
+    let ended = tokio::time::timeout(SOON, join_all(calls)).await;
+    ended.expect("calls that wait for nobody end")
 }
 
 fn prepares(numbers: std::ops::Range<u64>) -> Vec<Outgoing> {
@@ -148,6 +147,22 @@ async fn calls_of_one_moment_leave_as_one_batch_and_a_call_alone_leaves_alone() 
     assert_eq!(ended, vec![heard(Ask); 20]);
     assert_eq!(seen(&stub), (vec![20], 1));
     assert!(stub.connections.load(Ordering::SeqCst) <= 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_batch_takes_along_what_other_tasks_are_about_to_send() {
+    let (stub, http) = agrees_to_batches().await;
+    let endpoint = stub.endpoint.clone();
+    // From a worker, so that what it starts is ready before any of it runs.
+    let calls = tokio::spawn(async move {
+        let calls = prepares(0..10).into_iter();
+        let calls = calls.map(|call| tokio::spawn(http.call(&endpoint, call)));
+        calls.collect::<Vec<_>>()
+    });
+    for call in calls.await.unwrap() {
+        assert_eq!(call.await.unwrap(), heard(Ask));
+    }
+    assert_eq!(seen(&stub), (vec![10], 0));
 }
 
 #[tokio::test]
