@@ -339,6 +339,12 @@ async fn settle_beside_a_silent_coordinator(branches: i64) {
 
 #[tokio::test]
 async fn an_inquiry_belongs_to_the_trace_of_the_prepare_that_it_is_about() {
+    for in_a_batch in [false, true] {
+        asks_in_the_trace_of_the_prepare(in_a_batch).await;
+    }
+}
+
+async fn asks_in_the_trace_of_the_prepare(in_a_batch: bool) {
     let coordinator = Coordinator::told("pending").await;
     let url = coordinator.url.clone();
     let east = Service::start_with(|builder| {
@@ -347,11 +353,26 @@ async fn an_inquiry_belongs_to_the_trace_of_the_prepare_that_it_is_about() {
     })
     .await;
     let trace = "0af7651916cd43dd8448eb211c80319c";
-    let prepare = http::Request::post("/v1/prepare")
+    let (parent, state) = (
+        format!("00-{trace}-b7ad6b7169203331-01"),
+        "congo=t61rcWkgMzE",
+    );
+    let mut body = prepare_body(&id(1), note("a"));
+    let request = if in_a_batch {
+        body["kind"] = json!("prepare");
+        body["traceparent"] = json!(parent);
+        body["tracestate"] = json!(state);
+        body = json!({"messages": [body]});
+        http::Request::post("/v1/batch")
+    } else {
+        let request = http::Request::post("/v1/prepare");
+        request
+            .header("traceparent", parent)
+            .header("tracestate", state)
+    };
+    let prepare = request
         .header("content-type", "application/json")
-        .header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"))
-        .header("tracestate", "congo=t61rcWkgMzE")
-        .body(prepare_body(&id(1), note("a")).to_string().into_bytes())
+        .body(body.to_string().into_bytes())
         .unwrap();
     let voted = east.participant.answer(prepare).await;
     assert_eq!(voted.status(), 200);

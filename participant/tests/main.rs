@@ -7,6 +7,7 @@
 )]
 #![allow(clippy::print_stdout, reason = "what is measured is printed")]
 
+mod batch;
 mod durability;
 mod inquiry;
 mod interactive;

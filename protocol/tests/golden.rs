@@ -9,10 +9,10 @@ use unanimous_protocol::{
     operations::BodyDigest,
     record::AbortReason,
     wire::{
-        AbortRequest, BatchLine, BatchMessage, BatchRequest, BeginRequest, BranchList, BranchRequest, BranchStateAnswer, CommitRequest,
-        Describe, EnlistAnswer, EnlistRequest, OutcomeAnswer, ParticipantList, ParticipantRequest,
-        ParticipantView, PrepareRequest, Problem, TransactionList, TransactionView, VoteAnswer,
-        parse_object, write_batch_line,
+        AbortRequest, BatchLine, BatchMessage, BatchRequest, BeginRequest, BranchList,
+        BranchRequest, BranchStateAnswer, CommitRequest, Describe, EnlistAnswer, EnlistRequest,
+        OutcomeAnswer, ParticipantList, ParticipantRequest, ParticipantView, PrepareRequest,
+        Problem, TransactionList, TransactionView, VoteAnswer, parse_object, write_batch_line,
     },
 };
 

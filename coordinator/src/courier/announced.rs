@@ -88,7 +88,10 @@ mod tests {
         Describe {
             participant: "east".parse().unwrap(),
             protocol: 1,
-            features: features.iter().map(|feature| (*feature).to_owned()).collect(),
+            features: features
+                .iter()
+                .map(|feature| (*feature).to_owned())
+                .collect(),
         }
     }
 
@@ -102,7 +105,10 @@ mod tests {
         announced.described(&with(&["sql", "batch"]), now);
         assert!(announced.takes_batches());
         announced.described(&with(&[]), now);
-        assert!(!announced.takes_batches(), "and it counts no longer than that");
+        assert!(
+            !announced.takes_batches(),
+            "and it counts no longer than that"
+        );
     }
 
     #[test]
@@ -122,7 +128,10 @@ mod tests {
         assert!(announced.is_to_be_asked(at(30)));
         announced.described(&with(&[]), at(30));
         assert!(!announced.is_to_be_asked(at(89)));
-        assert!(announced.is_to_be_asked(at(90)), "it may have been upgraded");
+        assert!(
+            announced.is_to_be_asked(at(90)),
+            "it may have been upgraded"
+        );
     }
 
     #[test]

@@ -229,7 +229,7 @@ impl Turn {
         tokio::task::yield_now().await;
         let mut calls = self.lane.take();
         if calls.len() > 1 && self.to.announced().takes_batches() {
-            Batch::of(self, calls).send().await;
+            Batch::of(self, calls).go().await;
         } else if calls.len() > 1 {
             self.singly(calls);
         } else if let Some(call) = calls.pop() {
@@ -306,7 +306,7 @@ impl Batch {
         }
     }
 
-    async fn send(mut self) {
+    async fn go(mut self) {
         let body = self.body();
         let request = self.http.client.post(self.to.route("/v1/batch"));
         let request = request.header(header::CONTENT_TYPE, "application/json");

@@ -87,7 +87,7 @@ impl Answer {
     }
 
     /// Whether it is worth asking again: the participant says that it can not answer now.
-    fn is_passing(&self) -> bool {
+    pub(super) fn is_passing(&self) -> bool {
         matches!(self.status, 408 | 429 | 503)
     }
 
@@ -211,6 +211,11 @@ impl Heard {
             | Said::Refused(..)
             | Said::Unknown(_) => self.not(&format!("*no*, {}", codes.join(" or "))),
         }
+    }
+
+    /// No answer, from somebody who may have one later.
+    pub(super) fn is_passing(&self) -> bool {
+        self.is_unknown() && self.answer.as_ref().is_none_or(Answer::is_passing)
     }
 
     pub(super) fn is_unknown(&self) -> bool {
@@ -380,15 +385,30 @@ impl<'a> Case<'a> {
         id: TransactionId,
         body: &str,
     ) -> Heard {
+        self.asks(kind, id);
+        let path = format!("/v1/{}", kind.as_str());
+        let asked = self.post(&path, Some("application/json"), body).await;
+        match asked {
+            Ok(answer) => self.heard(kind, id, answer),
+            Err(why) => Heard {
+                kind,
+                id,
+                said: Said::Unknown(why),
+                answer: None,
+            },
+        }
+    }
+
+    /// Notes what may have to be ended.
+    pub(super) fn asks(&self, kind: RequestKind, id: TransactionId) {
         if kind == RequestKind::Prepare {
             self.open().insert(id);
         }
-        let path = format!("/v1/{}", kind.as_str());
-        let asked = self.post(&path, Some("application/json"), body).await;
-        let (said, answer) = match asked {
-            Ok(answer) => (Said::read(kind, &self.branch(id), &answer), Some(answer)),
-            Err(why) => (Said::Unknown(why), None),
-        };
+    }
+
+    /// Reads an answer as a coordinator does, and notes what has ended.
+    pub(super) fn heard(&self, kind: RequestKind, id: TransactionId, answer: Answer) -> Heard {
+        let said = Said::read(kind, &self.branch(id), &answer);
         match &said {
             Said::Committed | Said::Aborted | Said::No(_) => {
                 self.open().remove(&id);
@@ -404,7 +424,7 @@ impl<'a> Case<'a> {
             kind,
             id,
             said,
-            answer,
+            answer: Some(answer),
         }
     }
 

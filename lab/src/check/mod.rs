@@ -7,6 +7,7 @@
 //! Whatever the contract allows passes. So *unknown* (503, a broken connection) is asked again, as a coordinator does;
 //! a tombstone may be lost in a crash; rows may be kept for ever. What fails names the sentence that was broken.
 
+mod batches;
 mod bodies;
 mod card;
 mod case;
@@ -172,7 +173,7 @@ impl std::fmt::Debug for Check {
 }
 
 /// Checks that belong together, and whether they run side by side: those that mostly wait for inquiries do.
-const GROUPS: [(&[Check], bool); 9] = [
+const GROUPS: [(&[Check], bool); 10] = [
     (table::CHECKS, false),
     (repeats::CHECKS, false),
     (reserved::CHECKS, false),
@@ -181,6 +182,7 @@ const GROUPS: [(&[Check], bool); 9] = [
     (inquiries::CHECKS, true),
     (marks::CHECKS, false),
     (restarts::CHECKS, false),
+    (batches::CHECKS, false),
     (crowd::CHECKS, false),
 ];
 

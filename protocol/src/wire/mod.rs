@@ -16,8 +16,8 @@ mod timestamp;
 mod view;
 
 pub use batch::{
-    BATCH_BYTES_MAX, BATCH_FEATURE, BATCH_MESSAGES_MAX, BatchLine, BatchMessage, BatchRequest, NDJSON,
-    SingleRequest, write_batch_line,
+    BATCH_BYTES_MAX, BATCH_FEATURE, BATCH_MESSAGES_MAX, BatchLine, BatchMessage, BatchRequest,
+    NDJSON, SingleRequest, write_batch_line,
 };
 pub use coordinator::{
     AbortRequest, BeginRequest, BranchView, CommitRequest, EnlistAnswer, EnlistRequest,

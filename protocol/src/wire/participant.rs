@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{BATCH_FEATURE, OutcomeAnswer, PROBLEM_JSON, Problem, Timestamp, parse_object, problem_type};
+use super::{
+    BATCH_FEATURE, OutcomeAnswer, PROBLEM_JSON, Problem, Timestamp, parse_object, problem_type,
+};
 use crate::{
     id::{BranchId, ParticipantName, TransactionId},
     message::{

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 use unanimous_protocol::{
     message::{Refusal, RefusalCode},
@@ -18,27 +19,36 @@ use RequestKind::{Abort, Commit, Prepare as Ask};
 
 /// What the stub does once it has read a request.
 #[derive(Clone)]
-enum Does {
+pub(super) enum Does {
     /// Writes this and waits for the next request.
     Write(Vec<u8>),
     /// Writes this and closes.
     WriteAndClose(Vec<u8>),
+    /// Writes the first, and the second when it is told to.
+    WriteThen(Vec<u8>, Arc<Notify>, Vec<u8>),
     /// Nothing.
     Hang,
 }
 
 /// The smallest HTTP server that does.
-struct Stub {
-    endpoint: Endpoint,
+pub(super) struct Stub {
+    pub(super) endpoint: Endpoint,
     requests: Arc<Mutex<Vec<String>>>,
-    connections: Arc<AtomicUsize>,
+    pub(super) connections: Arc<AtomicUsize>,
     /// Connections whose other end has gone.
-    left: Arc<AtomicUsize>,
+    pub(super) left: Arc<AtomicUsize>,
 }
 
 impl Stub {
-    async fn new(does: impl Fn(&str) -> Does + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub(super) async fn new(does: impl Fn(&str) -> Does + Send + Sync + 'static) -> Self {
+        Self::at("127.0.0.1:0", does).await
+    }
+
+    pub(super) async fn at(
+        address: &str,
+        does: impl Fn(&str) -> Does + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stub = Self {
             endpoint: endpoint(&format!("http://{address}/unanimous/")),
@@ -61,7 +71,7 @@ impl Stub {
         stub
     }
 
-    fn requests(&self) -> Vec<String> {
+    pub(super) fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 }
@@ -80,6 +90,13 @@ async fn serve(mut stream: TcpStream, requests: &Mutex<Vec<String>>, does: &impl
                 let _ = stream.write_all(&bytes).await;
                 let _ = stream.shutdown().await;
                 return;
+            }
+            Does::WriteThen(first, told, second) => {
+                stream.write_all(&first).await.unwrap();
+                told.notified().await;
+                if stream.write_all(&second).await.is_err() {
+                    return;
+                }
             }
             Does::Hang => {}
         }
@@ -114,7 +131,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
     }
 }
 
-fn answer(status: &str, content_type: &str, body: &str) -> Does {
+pub(super) fn answer(status: &str, content_type: &str, body: &str) -> Does {
     let length = body.len();
     Does::Write(
         format!("HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\r\n{body}")
@@ -122,11 +139,11 @@ fn answer(status: &str, content_type: &str, body: &str) -> Does {
     )
 }
 
-fn json(body: &str) -> Does {
+pub(super) fn json(body: &str) -> Does {
     answer("200 OK", "application/json", body)
 }
 
-fn problem(status: u16, code: &str) -> Does {
+pub(super) fn problem(status: u16, code: &str) -> Does {
     let body = format!(
         r#"{{"type":"urn:unanimous:problem:{code}","title":"t","status":{status},"detail":"d","code":"{code}"}}"#
     );
@@ -137,12 +154,12 @@ fn problem(status: u16, code: &str) -> Does {
     )
 }
 
-fn echo(number: u64, participant: &str, rest: &str) -> String {
+pub(super) fn echo(number: u64, participant: &str, rest: &str) -> String {
     let transaction = transaction(number);
     format!(r#"{{"transaction":"{transaction}","participant":"{participant}",{rest}}}"#)
 }
 
-fn outgoing(kind: RequestKind) -> Outgoing {
+pub(super) fn outgoing(kind: RequestKind) -> Outgoing {
     Outgoing {
         branch: branch(1, "east"),
         request: request(kind),
@@ -153,7 +170,7 @@ fn outgoing(kind: RequestKind) -> Outgoing {
     }
 }
 
-fn http() -> Http {
+pub(super) fn http() -> Http {
     Http::new(&Limits::default()).unwrap()
 }
 
@@ -396,8 +413,8 @@ async fn an_answer_of_a_megabyte_is_not_read_to_its_end() {
     let padding = " ".repeat(1024 * 1024);
     let long = format!("{padding}{}", echo(1, "east", r#""state":"committed""#));
     let body = match json(&long) {
-        Does::Write(bytes) | Does::WriteAndClose(bytes) => bytes,
-        Does::Hang => unreachable!(),
+        Does::Write(bytes) => bytes,
+        Does::WriteAndClose(_) | Does::WriteThen(..) | Does::Hang => unreachable!(),
     };
     let stub = Stub::new(move |_| Does::Write(body.clone())).await;
     let http = http();

@@ -1,5 +1,6 @@
 //! Couriers with a transport that does as it is told, on the paused clock: time passes only when everybody waits.
 
+mod batches;
 mod breaker;
 mod http;
 mod slots;

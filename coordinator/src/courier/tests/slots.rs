@@ -41,6 +41,34 @@ async fn aborts_never_take_the_commits_slots_nor_commits_the_aborts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn more_may_be_under_way_at_once_where_a_call_needs_no_connection_of_its_own() {
+    let office = Office::new(|_| None);
+    let describes = |features: &str| {
+        let text = format!(r#"{{"participant":"east","protocol":1,"features":[{features}]}}"#);
+        serde_json::from_str(&text).unwrap()
+    };
+    let east = office.couriers.endpoint(&name("east")).unwrap();
+    east.announced()
+        .described(&describes(r#""batch""#), Instant::now());
+    for number in 0..300 {
+        for kind in [Ask, Commit, Abort] {
+            office.send(number, kind);
+        }
+    }
+    pass(5).await;
+    for kind in [Commit, Abort] {
+        assert_eq!(office.seen_of(kind).len(), 256, "{kind:?}");
+    }
+    east.announced().described(&describes(""), Instant::now());
+    let office = Office::new(|_| None);
+    for number in 0..300 {
+        office.send(number, Ask);
+    }
+    pass(5).await;
+    assert_eq!(office.seen_of(Ask).len(), 64);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_waits_behind_a_dead_participant() {
     let office = Office::new(|seen| {
         let east = seen.to.as_str() == "http://east";

@@ -81,6 +81,14 @@ const FOUND_BY: &[(&[Fault], &str)] = &[
     (&[AsksOnlyAboutThisLife], "asks-after-a-restart"),
     (&[AsksByItsPresentName], "asks-by-its-former-name"),
     (&[ForgetsItsMark], "below-the-mark-after-a-restart"),
+    (&[EchoesTheFirst], "batch-lines"),
+    (&[OneKindForAll], "batch-mixed-kinds"),
+    (&[LooksBeforeItPrepares], "batch-twice-at-once"),
+    (&[OneNoForAll], "batch-refusal"),
+    (&[ReadsAllOrNone], "batch-malformed-message"),
+    (&[AnswersWithTheSlowest], "batch-waiting-prepare"),
+    (&[TakesLongBatches], "batch-bounds"),
+    (&[ForgetsItsYes], "batch-killed-after-its-yes"),
     (&[KeepsFiveHundred], "thousand-interleaved"),
 ];
 

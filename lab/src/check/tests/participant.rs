@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -16,7 +18,8 @@ use unanimous_protocol::id::{BranchId, Prefix, TransactionId};
 use unanimous_protocol::message::Inform;
 use unanimous_protocol::operations::BodyDigest;
 use unanimous_protocol::wire::{
-    BranchRequest, HttpAnswer, InquiryAnswer, PrepareRequest, Problem, parse_object, read_inquiry,
+    BATCH_MESSAGES_MAX, BatchRequest, BranchRequest, HttpAnswer, InquiryAnswer, NDJSON,
+    PrepareRequest, Problem, parse_object, read_inquiry, write_batch_line,
 };
 
 use super::super::Life;
@@ -86,6 +89,12 @@ pub(super) enum Fault {
     AsksByItsPresentName,
     ForgetsItsMark,
     KeepsFiveHundred,
+    EchoesTheFirst,
+    OneKindForAll,
+    OneNoForAll,
+    ReadsAllOrNone,
+    AnswersWithTheSlowest,
+    TakesLongBatches,
 }
 
 use Fault::*;
@@ -98,6 +107,8 @@ const RACE: u32 = 30;
 const MOMENT: Duration = Duration::from_millis(10);
 /// A prepare of [`OutcomesWait`] waits for the seat as long as this.
 const PATIENCE: Duration = Duration::from_secs(7);
+/// A prepare of [`AnswersWithTheSlowest`] waits for the seat as long as this.
+const SLOWLY: Duration = Duration::from_millis(800);
 /// Behind the rows of [`PrunesBeforeItMarks`] the mark comes so much later: too late for any check.
 const LATER: Duration = Duration::from_secs(600);
 
@@ -339,11 +350,12 @@ impl Shared {
                 };
                 Reply::json(
                     200,
-                    json!({"participant": name, "protocol": 1, "features": []}),
+                    json!({"participant": name, "protocol": 1, "features": ["batch"]}),
                 )
             }
             ("GET", ["v1", "branches"]) => self.list(&request.query),
             ("GET", ["v1", "branches", id]) => self.look(id),
+            ("POST", ["v1", "batch"]) => self.batch(&request.body).await,
             ("POST", ["v1", kind]) => {
                 let mut body = String::from_utf8_lossy(&request.body).into_owned();
                 if self.has(TakesAnySpelling) {
@@ -356,6 +368,92 @@ impl Shared {
                 self.called(kind, &body).await
             }
             _ => problem(404, "not-found"),
+        }
+    }
+
+    async fn batch(self: Arc<Self>, body: &[u8]) -> Reply {
+        let Ok(batch) = parse_object::<BatchRequest<'_>>(body) else {
+            return problem(400, "invalid-request");
+        };
+        let messages = batch.messages;
+        if messages.is_empty() {
+            return problem(400, "invalid-request");
+        }
+        if messages.len() > BATCH_MESSAGES_MAX && !self.has(TakesLongBatches) {
+            return problem(413, "payload-too-large");
+        }
+        let read = |message: &&RawValue| {
+            let message: Value = serde_json::from_str(message.get()).unwrap_or_default();
+            let text = |member: &str| message[member].as_str().unwrap_or_default().to_owned();
+            ["kind", "transaction", "participant"].map(text)
+        };
+        let named: Vec<[String; 3]> = messages.iter().map(read).collect();
+        let is_known = |kind: &str| matches!(kind, "prepare" | "commit" | "abort");
+        if self.has(ReadsAllOrNone) && !named.iter().all(|[kind, ..]| is_known(kind)) {
+            return problem(400, "invalid-request");
+        }
+        let answering = messages
+            .iter()
+            .zip(&named)
+            .map(async |(message, [kind, ..])| {
+                let kind = if self.has(OneKindForAll) {
+                    &named[0][0]
+                } else {
+                    kind
+                };
+                let waits = message.get().contains("seat") && self.database().seats_taken > 0;
+                if self.has(AnswersWithTheSlowest) && waits {
+                    sleep(SLOWLY).await;
+                }
+                if is_known(kind) {
+                    Arc::clone(&self).called(kind, message.get()).await
+                } else {
+                    problem(400, "invalid-request")
+                }
+            });
+        let mut answers = join_all(answering).await;
+        let is_no = |answer: &Reply| match answer {
+            Reply::Answer { body, .. } => body.contains(r#""vote":"no""#),
+            Reply::Silence => false,
+        };
+        if self.has(OneNoForAll)
+            && let Some(at) = answers.iter().position(is_no)
+        {
+            // All of them were one local transaction.
+            for ([_, transaction, participant], answer) in named.iter().zip(&mut answers) {
+                self.database()
+                    .rows
+                    .retain(|id, _| id.to_string() != *transaction);
+                *answer = Reply::json(
+                    200,
+                    json!({"transaction": transaction, "participant": participant, "vote": "no",
+                           "code": "refused", "reason": format!("message {at} was refused")}),
+                );
+            }
+        }
+        let mut lines = Vec::new();
+        for ([_, transaction, participant], answer) in named.iter().zip(answers) {
+            let transaction = match self.has(EchoesTheFirst) {
+                true => &named[0][1],
+                false => transaction,
+            };
+            let Reply::Answer { status, body, .. } = answer else {
+                continue;
+            };
+            write_batch_line(
+                &mut lines,
+                transaction,
+                participant,
+                status,
+                body.as_bytes(),
+            )
+            .unwrap();
+        }
+        Reply::Answer {
+            status: 200,
+            content_type: NDJSON,
+            location: None,
+            body: String::from_utf8(lines).unwrap(),
         }
     }
 

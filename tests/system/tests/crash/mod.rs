@@ -125,6 +125,36 @@ impl Cell {
     }
 }
 
+/// Requests of one moment, each by a client of its own: what is sent to a bank for them leaves in batches.
+#[derive(Clone, Debug)]
+struct Crowd {
+    name: String,
+}
+
+impl Crowd {
+    const CLIENTS: usize = 24;
+    const REQUESTS: usize = 120;
+
+    fn transfer(number: usize) -> Transfer {
+        let account = i64::try_from(number % 10).expect("a small number") + 1;
+        Transfer {
+            from: Side::East.account(account),
+            to: Side::West.account(account),
+            amount: 1,
+        }
+    }
+}
+
+impl Work for Crowd {
+    fn request(&self, number: usize) -> anyhow::Result<BeginRequest> {
+        Self::transfer(number).request(Wait::Decided)
+    }
+
+    fn key(&self, number: usize) -> String {
+        format!("{}, request {number}", self.name)
+    }
+}
+
 /// The programs, and what has been asked of them so far.
 struct Stage {
     town: Town,
@@ -264,10 +294,38 @@ impl Stage {
         assert!(took < SETTLED, "{what}: settled after {took:?}");
     }
 
+    /// Many ask at once, and the victim dies at this point of a batch.
+    async fn play_a_batch(&mut self, point: &str, victim: Victim) {
+        let what = format!("{victim} dies at {point} ({:?})", self.log);
+        let crowd = Crowd { name: what.clone() };
+        for number in 0..Crowd::REQUESTS {
+            let transfer = Crowd::transfer(number);
+            self.transfers.insert(crowd.key(number), transfer);
+        }
+        let unarmed = self.arm(victim, point).await;
+        let address = self.site.address().expect("an address");
+        let clients = Load::start(crowd, Crowd::CLIENTS, address);
+        clients.allow(Crowd::REQUESTS);
+        self.dies(victim, &what).await;
+        self.start(victim, &unarmed, &what).await;
+        let ended = clients.finish().await;
+        let ended = ended.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        let settled = audit::settled(&self.site, SOON).await;
+        settled.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        let all_told = ended.asked.iter().all(|asked| asked.told.is_some());
+        assert!(all_told, "{what}: {:?}", ended.asked);
+        assert_eq!(ended.asked.len(), Crowd::REQUESTS, "{what}");
+        self.audit(&what, ended.asked).await;
+    }
+
     async fn examine(&mut self, what: &str, ask: Ask, asked: Vec<Told>) {
         let told = asked.first().and_then(|asked| asked.told.as_ref());
         let told = told.unwrap_or_else(|| panic!("{what}: the client was not told"));
         assert_eq!(told.outcome, ask.ends(), "{what}: {told:?}");
+        self.audit(what, asked).await;
+    }
+
+    async fn audit(&mut self, what: &str, asked: Vec<Told>) {
         self.told.extend(asked);
         let (told, transfers) = (self.told.clone(), self.transfers.clone());
         let evidence = Evidence::collect(&self.site, told, transfers, self.before.clone()).await;
@@ -308,4 +366,17 @@ async fn a_participant_that_dies_at_any_point_loses_nothing_on_sqlite() {
 #[tokio::test]
 async fn a_participant_that_dies_at_any_point_loses_nothing_on_postgres() {
     play_all(false, LogKind::Postgres, 3).await;
+}
+
+#[tokio::test]
+async fn whoever_dies_at_a_batch_loses_nothing_of_any_of_its_transactions() {
+    let mut stage = Stage::set(LogKind::Sqlite).await;
+    for (point, victim) in [
+        ("batch-before", Victim::Coordinator),
+        ("batch-after", Victim::Coordinator),
+        ("batch-answer", EAST),
+        ("batch-answer", WEST),
+    ] {
+        stage.play_a_batch(point, victim).await;
+    }
 }

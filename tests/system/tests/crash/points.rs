@@ -68,6 +68,8 @@ pub(super) const POINTS: &[(&str, Victim, Met)] = &[
     ("commit-after", Coordinator, Asked(&[Commit, Single])),
     ("abort-before", Coordinator, Asked(&[Abort])),
     ("abort-after", Coordinator, Asked(&[Abort])),
+    ("batch-before", Coordinator, Apart(BATCHES)),
+    ("batch-after", Coordinator, Apart(BATCHES)),
     ("client-answer", Coordinator, Asked(&ALL)),
     ("client-abort-answer", Coordinator, Apart(CLIENTS_ABORT)),
     (
@@ -118,6 +120,7 @@ pub(super) const POINTS: &[(&str, Victim, Met)] = &[
     ("commit-answer", Bank(East), Asked(&[Commit, Single])),
     ("abort-answer", Bank(East), Asked(&[Abort])),
     ("abort-answer", Bank(West), Asked(&[Abort])),
+    ("batch-answer", Bank(East), Apart(BATCHES)),
     (
         "inquiry-before",
         Bank(East),
@@ -141,6 +144,7 @@ const REGISTERING: &str =
     "a_participant_put_or_removed_by_a_coordinator_that_is_killed_is_there_or_not";
 const WENT_BACK: &str = "once_it_is_remembered_that_a_log_went_back_no_life_begins_on_it";
 const NEW_IDENTITY: &str = "a_new_identity_that_was_killed_is_drawn_again";
+const BATCHES: &str = "whoever_dies_at_a_batch_loses_nothing_of_any_of_its_transactions";
 const CLIENTS_ABORT: &str = "a_client_whose_abort_was_not_answered_is_told_when_it_asks_again";
 
 /// Rust files below the sources of a crate.
@@ -202,6 +206,7 @@ const WRITES_AND_SENDS: &[(&str, &str)] = &[
     ("coordinator/src/actors", "log.remember_that_it_went_back("),
     ("coordinator/src/cli", ".new_identity("),
     ("coordinator/src/courier/couriers.rs", "transport.call("),
+    ("coordinator/src/courier/batches.rs", ".send();"),
     ("participant/src", "try_join_all(steps)"),
     ("participant/src", "batch_execute(\"COMMIT\")"),
     ("participant/src", "transaction.commit()"),
