@@ -72,6 +72,12 @@ recovery: ## kill a coordinator with 1,000 and 10,000 in doubt, and start one on
 	$(target)/release/unanimous-lab recovery --in-doubt 1000 --in-doubt 10000
 	$(target)/release/unanimous-lab recovery --in-doubt 1000 --in-doubt 10000 --postgres --records 0
 
+.PHONY: bench
+bench: ## measure transfers by hand and through Unanimous, side by side; optimized; ARGS="--clients 64" passes on
+	scripts/tools.sh postgres
+	cargo build --release -p unanimous -p unanimous-bank -p unanimous-lab --bins
+	$(target)/release/unanimous-lab bench $(ARGS)
+
 .PHONY: schemathesis
 schemathesis: ## make requests up from the OpenAPI description, and check every answer against it
 	scripts/schemathesis.sh

@@ -96,6 +96,8 @@ pub async fn run(plan: &Plan, mut tell: impl FnMut(String)) -> anyhow::Result<Se
             LogKind::Postgres => coordinator.env("UNANIMOUS_LOG", database),
         },
         gates: true,
+        accounts: ACCOUNTS,
+        template: None,
     })
     .await?;
     let watch = Watch::of(&stand.site).await?;

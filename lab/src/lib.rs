@@ -12,6 +12,7 @@
 //! | a kill, and the time until all has settled | [`recovery`] |
 //! | a place on the road where requests are held | [`gate`] |
 //! | what clients were told, the log, and the banks' books, compared | [`audit`] |
+//! | the same work by hand and through us, measured | [`bench`] |
 //! | all of it, told to somebody who has never heard of us | [`demo`] |
 //!
 //! A load, a kill and an audit:
@@ -49,6 +50,7 @@
 
 pub mod at_size;
 pub mod audit;
+pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod disk;

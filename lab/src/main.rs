@@ -16,6 +16,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(cli::bench::Arguments),
     Check(Box<cli::check::Arguments>),
     Demo(cli::demo::Arguments),
     Power(cli::power::Arguments),
@@ -26,6 +27,7 @@ enum Command {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Bench(arguments) => cli::bench::run(arguments).await,
         Command::Check(arguments) => cli::check::run(*arguments).await,
         Command::Demo(arguments) => cli::demo::run(arguments).await,
         Command::Power(arguments) => cli::power::run(arguments).await,

@@ -1,0 +1,117 @@
+//! `bench`: the same transfers by hand and through Unanimous, side by side.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use nix::sys::prctl::set_child_subreaper;
+use unanimous_lab::bench::{self, Plan};
+use unanimous_lab::kill_all_descendants;
+use unanimous_lab::town::{LogKind, Programs};
+
+/// Measures transfers between two banks: (a) by hand, by PREPARE TRANSACTION; (b) through Unanimous; (c) through it,
+/// answered once all is applied; (d) inside one database, as the floor.
+///
+/// Every measurement gets two fresh Postgres servers (fsync and synchronous_commit on), two banks and a log of its own; the
+/// ways take turns, and medians are reported. Build the programs by `cargo build --release`.
+///
+/// Exit code: 1 when an audit found something.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// How many clients there are at once; several numbers separated by commas
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 64, 256], value_parser = clap::value_parser!(u32).range(1..=1000))]
+    clients: Vec<u32>,
+    /// How long each measurement lasts
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    secs: u64,
+    /// How often each is made
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    repeat: u32,
+    /// Where the coordinator keeps its decisions: a file, or a database on the first bank's server
+    #[arg(long, value_enum, default_value_t)]
+    log: Log,
+    /// Connections in the pool of each bank's participant
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(3..=50))]
+    connections: u32,
+    /// Fixes the transfers
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Writes everything that was measured into this file, `-` for standard output, where nothing else goes then
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The coordinator's program; by default `unanimous` beside this one
+    #[arg(long, value_name = "PATH")]
+    unanimous: Option<PathBuf>,
+    /// The bank's program; by default `bank` beside this one
+    #[arg(long, value_name = "PATH")]
+    bank: Option<PathBuf>,
+}
+
+/// The kinds of decision log.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Log {
+    #[default]
+    Sqlite,
+    Postgres,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    set_child_subreaper(true)?;
+    let code = perform(&arguments).await;
+    kill_all_descendants();
+    code
+}
+
+async fn perform(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let beside = Programs::beside_this_one()?;
+    let clients = arguments
+        .clients
+        .iter()
+        .map(|&clients| usize::try_from(clients));
+    let plan = Plan {
+        programs: Programs {
+            unanimous: arguments.unanimous.clone().unwrap_or(beside.unanimous),
+            bank: arguments.bank.clone().unwrap_or(beside.bank),
+        },
+        clients: clients.collect::<Result<_, _>>()?,
+        lasts: Duration::from_secs(arguments.secs),
+        repeat: usize::try_from(arguments.repeat)?,
+        log: match arguments.log {
+            Log::Sqlite => LogKind::Sqlite,
+            Log::Postgres => LogKind::Postgres,
+        },
+        connections: usize::try_from(arguments.connections)?,
+        seed: arguments.seed,
+    };
+    let mut progress = std::io::stderr();
+    let report = bench::run(&plan, |line| {
+        // Nobody is there to read it when the terminal is gone.
+        let _ = writeln!(progress, "{line}");
+    })
+    .await?;
+    let mut out = std::io::stdout();
+    if let Some(file) = &arguments.json {
+        let json = serde_json::to_string_pretty(&report)?;
+        if file.as_os_str() == "-" {
+            writeln!(out, "{json}")?;
+        } else {
+            std::fs::write(file, json)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+    }
+    if arguments
+        .json
+        .as_ref()
+        .is_none_or(|file| file.as_os_str() != "-")
+    {
+        bench::print(&report, &mut out)?;
+    }
+    Ok(if report.findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
