@@ -13,6 +13,7 @@
 //! | a place on the road where requests are held | [`gate`] |
 //! | what clients were told, the log, and the banks' books, compared | [`audit`] |
 //! | the same work by hand and through us, measured | [`bench`] |
+//! | what grows with what is under way, and with the history | [`growth`] |
 //! | all of it, told to somebody who has never heard of us | [`demo`] |
 //!
 //! A load, a kill and an audit:
@@ -56,6 +57,7 @@ pub mod demo;
 pub mod disk;
 pub mod fault;
 pub mod gate;
+pub mod growth;
 pub mod lean;
 pub mod load;
 pub mod ports;
@@ -71,6 +73,7 @@ pub mod town;
 pub mod transfer;
 pub mod wait;
 
+mod alone;
 mod spawn;
 mod tree;
 mod vault;

@@ -1,6 +1,7 @@
 //! What a measurement costs: CPU of processes, memory, and what is forced to disk, as the kernel and the servers count it.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,12 +43,12 @@ fn used(process: u32) -> anyhow::Result<Used> {
 }
 
 /// CPU that a process has used.
-pub(super) fn cpu_of(process: u32) -> anyhow::Result<Duration> {
+pub(crate) fn cpu_of(process: u32) -> anyhow::Result<Duration> {
     Ok(used(process)?.own)
 }
 
 /// CPU that a server, its living children and its ended ones have used.
-pub(super) fn cpu_of_server(root: u32) -> anyhow::Result<Duration> {
+pub(crate) fn cpu_of_server(root: u32) -> anyhow::Result<Duration> {
     let server = used(root)?;
     let living = descendants_of(root).into_iter();
     // One that ends in between is counted by nobody: a server that is at rest has none.
@@ -56,8 +57,13 @@ pub(super) fn cpu_of_server(root: u32) -> anyhow::Result<Duration> {
 }
 
 /// The most memory that a process has had so far, in bytes.
-pub(super) fn memory_peak(process: u32) -> anyhow::Result<u64> {
+pub(crate) fn memory_peak(process: u32) -> anyhow::Result<u64> {
     memory(process, "VmHWM:")
+}
+
+/// The memory that a process has now, in bytes.
+pub(crate) fn memory_now(process: u32) -> anyhow::Result<u64> {
+    memory(process, "VmRSS:")
 }
 
 fn memory(process: u32, line: &str) -> anyhow::Result<u64> {
@@ -71,14 +77,14 @@ fn memory(process: u32, line: &str) -> anyhow::Result<u64> {
 
 /// The disk below a directory.
 #[derive(Clone, Debug)]
-pub(super) struct Disk {
+pub(crate) struct Disk {
     name: String,
     stat: PathBuf,
 }
 
 impl Disk {
     /// `None` where there is no block device, as below a file system in memory.
-    pub(super) fn below(directory: &Path) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn below(directory: &Path) -> anyhow::Result<Option<Self>> {
         let device = fs::metadata(directory)?.dev();
         let link = format!("/sys/dev/block/{}:{}", major(device), minor(device));
         let Ok(mut place) = fs::canonicalize(link) else {
@@ -96,7 +102,7 @@ impl Disk {
     }
 
     /// Flushes that the disk has carried out, whoever wanted them; `None` where the kernel does not count them.
-    pub(super) fn flushes(&self) -> anyhow::Result<Option<u64>> {
+    pub(crate) fn flushes(&self) -> anyhow::Result<Option<u64>> {
         let text = fs::read_to_string(&self.stat)?;
         // The sixteenth field, by the kernel's Documentation/block/stat.rst.
         let field = text.split_ascii_whitespace().nth(15);
@@ -106,14 +112,14 @@ impl Disk {
 
 /// What a server has done to keep its write-ahead log.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Wal {
-    pub(super) syncs: i64,
-    pub(super) writes: i64,
+pub(crate) struct Wal {
+    pub(crate) syncs: i64,
+    pub(crate) writes: i64,
 }
 
 impl Wal {
     /// What those backends have reported that have ended, and the others up to a second ago.
-    pub(super) async fn of(server: &Client) -> anyhow::Result<Self> {
+    pub(crate) async fn of(server: &Client) -> anyhow::Result<Self> {
         let version = "SELECT current_setting('server_version_num')::int";
         let version: i32 = server.query_one(version, &[]).await?.try_get(0)?;
         let sql = if version < 180_000 {
@@ -130,18 +136,19 @@ impl Wal {
 }
 
 /// The coordinator's own counts, as it serves them.
-pub(super) struct Metrics(String);
+pub(crate) struct Metrics(String);
 
 impl Metrics {
-    pub(super) async fn read(admin: &mut Lean) -> anyhow::Result<Self> {
-        let answer = admin.get("/metrics").await?;
+    pub(crate) async fn read(admin: SocketAddr) -> anyhow::Result<Self> {
+        // A connection for each: one that waits for the end of a load is closed meanwhile.
+        let answer = Lean::connect(admin).await?.get("/metrics").await?;
         let status = answer.status();
         ensure!(status.is_success(), "GET /metrics: {status}");
         Ok(Self(String::from_utf8(answer.into_body().to_vec())?))
     }
 
     /// The value of one series, named with its labels.
-    pub(super) fn value(&self, series: &str) -> anyhow::Result<f64> {
+    pub(crate) fn value(&self, series: &str) -> anyhow::Result<f64> {
         let mut lines = self.0.lines();
         let value = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         Ok(value
@@ -164,7 +171,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub(super) fn look(data: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn look(data: &Path) -> anyhow::Result<Self> {
         let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = processors
             .lines()

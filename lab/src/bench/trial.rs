@@ -1,5 +1,6 @@
 //! One measurement: one way, so many clients, on servers, banks and a log of its own.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,9 +14,9 @@ use super::drive::{Client, Driven, drive};
 use super::measure::{Disk, Metrics, Wal, cpu_of, cpu_of_server, memory_peak};
 use super::one_database::OneDatabase;
 use super::through::Through;
+use super::took::Took;
 use super::{ACCOUNTS, AMOUNT_MAX, Plan, Point, Way, Work};
 use crate::audit::{self, Asked, Books, Evidence};
-use crate::lean::Lean;
 use crate::postgres::connect;
 use crate::stand::{self, BALANCE, Stand};
 use crate::town::LogKind;
@@ -171,20 +172,20 @@ impl Bench<'_> {
         for _ in 0..self.clients {
             clients.push(Through::connect(self.stand.address, wait).await?);
         }
-        let mut admin = Lean::connect(self.stand.admin).await?;
+        let admin = self.stand.admin;
         let books = Books::read_both(&self.stand.site).await?;
-        let at_first = self.forced(Some(&mut admin)).await?;
+        let at_first = self.forced(Some(admin)).await?;
         let next = Arc::<AtomicUsize>::default();
         let (clients, warm) = drive(clients, self.work, &next, WARM_UP).await?;
-        applied(&mut admin).await?;
+        applied(admin).await?;
         let before = self.used_up(Programs::Run)?;
         let (clients, driven) = drive(clients, self.work, &next, self.plan.lasts).await?;
         let told_all = Instant::now();
-        applied(&mut admin).await?;
+        applied(admin).await?;
         let settled = told_all.elapsed();
         let after = self.used_up(Programs::Run)?;
         let peak = memory_peak(self.stand.coordinator.id())?;
-        let decided = decide_writes(&mut admin).await?;
+        let decided = decide_writes(admin).await?;
         let site = &self.stand.site;
         audit::settled(site, SETTLING).await?;
         let mut asked: Vec<Asked> = Vec::new();
@@ -233,7 +234,7 @@ impl Bench<'_> {
     }
 
     /// With what those who are connected to the servers have reported so far.
-    async fn forced(&self, admin: Option<&mut Lean>) -> anyhow::Result<Forced> {
+    async fn forced(&self, admin: Option<SocketAddr>) -> anyhow::Result<Forced> {
         let mut forced = Forced::default();
         for cluster in &self.stand.clusters {
             let wal = Wal::of(&connect(&cluster.admin_url()).await?).await?;
@@ -263,22 +264,16 @@ impl Bench<'_> {
 
     fn point(&self, way: Way, driven: Driven, settled: Duration, costs: Costs) -> Point {
         let told = driven.told();
-        let mut took = driven.took;
-        took.sort_unstable();
-        let within = |of_hundred: usize| {
-            let place = (took.len() * of_hundred).div_ceil(100);
-            let found = took.get(place.saturating_sub(1)).copied();
-            found.unwrap_or_default().as_secs_f64() * 1e3
-        };
+        let took = Took::new(driven.took);
         Point {
             way,
             clients: self.clients,
             repeat: None,
             per_second: as_f64(told) / driven.lasted.as_secs_f64(),
-            p50_ms: within(50),
-            p95_ms: within(95),
-            p99_ms: within(99),
-            max_ms: within(100),
+            p50_ms: took.ms(50),
+            p95_ms: took.ms(95),
+            p99_ms: took.ms(99),
+            max_ms: took.ms(100),
             refused: as_f64(driven.refused) / as_f64(told.max(1)),
             settled_ms: settled.as_secs_f64() * 1e3,
             costs,
@@ -287,7 +282,7 @@ impl Bench<'_> {
 }
 
 /// Waits until nothing is left to be told to a bank.
-async fn applied(admin: &mut Lean) -> anyhow::Result<()> {
+async fn applied(admin: SocketAddr) -> anyhow::Result<()> {
     until("everything is applied", SETTLING, async || {
         let metrics = Metrics::read(admin).await?;
         for left in [
@@ -302,7 +297,7 @@ async fn applied(admin: &mut Lean) -> anyhow::Result<()> {
     .await
 }
 
-async fn decide_writes(admin: &mut Lean) -> anyhow::Result<f64> {
+async fn decide_writes(admin: SocketAddr) -> anyhow::Result<f64> {
     let metrics = Metrics::read(admin).await?;
     metrics.value("unanimous_log_writes_total{kind=\"decide\"}")
 }

@@ -19,7 +19,7 @@ mod marks;
 mod repeats;
 mod reserved;
 mod restarts;
-mod server;
+pub(crate) mod server;
 mod table;
 mod views;
 

@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nix::sys::prctl::set_child_subreaper;
 use unanimous_lab::bench::{self, Plan};
 use unanimous_lab::kill_all_descendants;
-use unanimous_lab::town::{LogKind, Programs};
+use unanimous_lab::town::Programs;
+
+use super::file;
+use super::interruptions::Interruptions;
+use super::log::Log;
 
 /// Measures transfers between two banks: (a) by hand, by PREPARE TRANSACTION; (b) through Unanimous; (c) through it,
 /// answered once all is applied; (d) inside one database, as the floor.
@@ -42,6 +45,9 @@ pub(crate) struct Arguments {
     /// Writes everything that was measured into this file, `-` for standard output, where nothing else goes then
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draws latency against load into this file
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// The coordinator's program; by default `unanimous` beside this one
     #[arg(long, value_name = "PATH")]
     unanimous: Option<PathBuf>,
@@ -50,17 +56,14 @@ pub(crate) struct Arguments {
     bank: Option<PathBuf>,
 }
 
-/// The kinds of decision log.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Log {
-    #[default]
-    Sqlite,
-    Postgres,
-}
-
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     set_child_subreaper(true)?;
-    let code = perform(&arguments).await;
+    let mut interruptions = Interruptions::listen()?;
+    // Dropped in the middle, it takes all with it that it started.
+    let code = tokio::select! {
+        code = perform(&arguments) => code,
+        code = interruptions.next() => Ok(ExitCode::from(code)),
+    };
     kill_all_descendants();
     code
 }
@@ -79,10 +82,7 @@ async fn perform(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         clients: clients.collect::<Result<_, _>>()?,
         lasts: Duration::from_secs(arguments.secs),
         repeat: usize::try_from(arguments.repeat)?,
-        log: match arguments.log {
-            Log::Sqlite => LogKind::Sqlite,
-            Log::Postgres => LogKind::Postgres,
-        },
+        log: arguments.log.into(),
         connections: usize::try_from(arguments.connections)?,
         seed: arguments.seed,
     };
@@ -92,22 +92,11 @@ async fn perform(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let _ = writeln!(progress, "{line}");
     })
     .await?;
-    let mut out = std::io::stdout();
-    if let Some(file) = &arguments.json {
-        let json = serde_json::to_string_pretty(&report)?;
-        if file.as_os_str() == "-" {
-            writeln!(out, "{json}")?;
-        } else {
-            std::fs::write(file, json)
-                .with_context(|| format!("cannot write {}", file.display()))?;
-        }
+    if let Some(plot) = &arguments.plot {
+        file::write(plot, &bench::plot(&report)?)?;
     }
-    if arguments
-        .json
-        .as_ref()
-        .is_none_or(|file| file.as_os_str() != "-")
-    {
-        bench::print(&report, &mut out)?;
+    if !file::write_json(arguments.json.as_deref(), &report)? {
+        bench::print(&report, &mut std::io::stdout())?;
     }
     Ok(if report.findings.is_empty() {
         ExitCode::SUCCESS
