@@ -78,6 +78,16 @@ bench: ## measure transfers by hand and through Unanimous, side by side; optimiz
 	cargo build --release -p unanimous -p unanimous-bank -p unanimous-lab --bins
 	$(target)/release/unanimous-lab bench $(ARGS)
 
+.PHONY: growth
+growth: ## measure memory with 100,000 transactions in flight, and pages of a long history; optimized
+	scripts/tools.sh
+	cargo build --release -p unanimous -p unanimous-lab --bins
+	$(target)/release/unanimous-lab growth $(ARGS)
+
+.PHONY: microbench
+microbench: ## measure single steps: the machines, ids, JSON; ARGS="id" takes those with the text
+	cargo bench -p unanimous-microbench --bench protocol -- $(ARGS)
+
 .PHONY: schemathesis
 schemathesis: ## make requests up from the OpenAPI description, and check every answer against it
 	scripts/schemathesis.sh

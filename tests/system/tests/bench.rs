@@ -40,7 +40,10 @@ async fn the_benchmark_measures_all_ways_and_prints_every_figure() {
     assert_eq!(report["findings"], Value::Array(Vec::new()));
     for list in ["medians", "points"] {
         let points = report[list].as_array().unwrap();
-        let mut ways: Vec<&str> = points.iter().filter_map(|point| point["way"].as_str()).collect();
+        let mut ways: Vec<&str> = points
+            .iter()
+            .filter_map(|point| point["way"].as_str())
+            .collect();
         ways.sort_by_key(|way| WAYS.iter().position(|known| known == way));
         assert_eq!(ways, WAYS, "{list}");
         for point in points {
@@ -51,7 +54,12 @@ async fn the_benchmark_measures_all_ways_and_prints_every_figure() {
                 assert!(number(point, positive) > 0.0, "{positive}: {point:#}");
             }
             let through = ["unanimous", "applied"].contains(&point["way"].as_str().unwrap());
-            for ours in ["coordinator_us", "participants_us", "log_syncs", "coordinator_peak_bytes"] {
+            for ours in [
+                "coordinator_us",
+                "participants_us",
+                "log_syncs",
+                "coordinator_peak_bytes",
+            ] {
                 let ours = point["costs"][ours].as_f64().unwrap_or_default();
                 assert_eq!(ours > 0.0, through, "{point:#}");
             }
