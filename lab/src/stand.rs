@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use tokio::try_join;
 
 use crate::process::Line;
 use crate::town::{BankAt, Programs, Site};
@@ -64,7 +65,8 @@ impl Stand {
             let options = options.name(format!("postgres-{side}"));
             Cluster::start(&(plan.server)(side, options)).await
         };
-        let clusters = [server(Side::East).await?, server(Side::West).await?];
+        let (east, west) = try_join!(server(Side::East), server(Side::West))?;
+        let clusters = [east, west];
         let free = || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()?)));
         let addresses = [free()?, free()?, free()?];
         let gates = if plan.gates {

@@ -21,7 +21,7 @@ use crate::postgres::connect;
 use crate::stand::{self, BALANCE, Stand};
 use crate::town::LogKind;
 use crate::wait::until;
-use crate::{Process, Template, Transfers, scratch};
+use crate::{Process, Stop, Template, Transfers, scratch};
 
 /// Connections open, caches and plans are made, and the disk has its files, before anything counts for speed.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -163,7 +163,9 @@ impl Bench<'_> {
         costs.force(self.plan.log, both, warm.told() + driven.told());
         let committed = warm.committed + driven.committed;
         let point = self.point(way, driven, Duration::ZERO, costs);
-        Ok((point, sums(urls, committed).await?))
+        let findings = sums(urls, committed).await?;
+        self.stop_servers().await?;
+        Ok((point, findings))
     }
 
     /// With all of them, and the one audit.
@@ -209,6 +211,7 @@ impl Bench<'_> {
         let both = [at_first, at_last];
         costs.force(self.plan.log, both, warm.told() + driven.told());
         let point = self.point(way, driven, settled, costs);
+        self.stop_servers().await?;
         Ok((point, findings.iter().map(ToString::to_string).collect()))
     }
 
@@ -260,6 +263,14 @@ impl Bench<'_> {
             .await?;
         }
         self.forced(None).await
+    }
+
+    /// Killed, each would leave us a dead process for every connection it had.
+    async fn stop_servers(&mut self) -> anyhow::Result<()> {
+        for cluster in &mut self.stand.clusters {
+            cluster.stop(Stop::Immediate).await?;
+        }
+        Ok(())
     }
 
     fn point(&self, way: Way, driven: Driven, settled: Duration, costs: Costs) -> Point {
