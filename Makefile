@@ -72,6 +72,22 @@ recovery: ## kill a coordinator with 1,000 and 10,000 in doubt, and start one on
 	$(target)/release/unanimous-lab recovery --in-doubt 1000 --in-doubt 10000
 	$(target)/release/unanimous-lab recovery --in-doubt 1000 --in-doubt 10000 --postgres --records 0
 
+.PHONY: bench
+bench: ## measure transfers by hand and through Unanimous, side by side; optimized; ARGS="--clients 64" passes on
+	scripts/tools.sh postgres
+	cargo build --release -p unanimous -p unanimous-bank -p unanimous-lab --bins
+	$(target)/release/unanimous-lab bench $(ARGS)
+
+.PHONY: growth
+growth: ## measure memory with 100,000 transactions in flight, and pages of a long history; optimized
+	scripts/tools.sh
+	cargo build --release -p unanimous -p unanimous-lab --bins
+	$(target)/release/unanimous-lab growth $(ARGS)
+
+.PHONY: microbench
+microbench: ## measure single steps: the machines, ids, JSON; ARGS="id" takes those with the text
+	cargo bench -p unanimous-microbench --bench protocol -- $(ARGS)
+
 .PHONY: schemathesis
 schemathesis: ## make requests up from the OpenAPI description, and check every answer against it
 	scripts/schemathesis.sh

@@ -1,12 +1,12 @@
 //! Recovery at size: how long it takes until all is settled when a coordinator dies with thousands of branches in doubt,
 //! and how long a start takes on a log with a long history.
 
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 use unanimous_protocol::wire::{BeginRequest, Wait};
 
+use crate::alone::Alone;
 use crate::load::Work;
 use crate::postgres::connect;
 use crate::recovery::Watch;
@@ -14,10 +14,7 @@ use crate::stand::{self, ACCOUNTS, PATIENCE, Stand, restarted};
 use crate::town::{LogKind, Programs};
 use crate::transfer::Transfer;
 use crate::wait::until;
-use crate::{Load, Program, Transfers, scratch};
-
-/// Filling a log with a million records.
-const FILLING: Duration = Duration::from_secs(300);
+use crate::{Load, Transfers, scratch};
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -96,6 +93,8 @@ pub async fn run(plan: &Plan, mut tell: impl FnMut(String)) -> anyhow::Result<Se
             LogKind::Postgres => coordinator.env("UNANIMOUS_LOG", database),
         },
         gates: true,
+        accounts: ACCOUNTS,
+        template: None,
     })
     .await?;
     let watch = Watch::of(&stand.site).await?;
@@ -171,56 +170,6 @@ async fn kill_in_doubt(
 
 /// Starts a coordinator on a log in SQLite that holds so many finished records; how long until it is ready.
 pub async fn start_on_history(programs: &Programs, records: usize) -> anyhow::Result<Duration> {
-    let directory = scratch::directory("history")?;
-    let file = directory.path().join("decisions.sqlite");
-    let coordinator = Program::new("coordinator", &programs.unanimous)
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "127.0.0.1:0",
-        ])
-        .args(["--log", &format!("sqlite:{}", file.display())]);
-    let mut process = coordinator.start()?;
-    process.wait_for_line("ready", PATIENCE).await?;
-    process.terminate().await?;
-    sqlite(&file, &filling(records)).await?;
-    let there = sqlite(&file, "SELECT count(*) FROM record").await?;
-    ensure!(
-        there.trim() == records.to_string(),
-        "the log holds {there} records instead of {records}"
-    );
-    let begun = Instant::now();
-    restarted(&mut process).await?;
-    Ok(begun.elapsed())
-}
-
-/// As records are after a commit of two branches. Their ids are of the first epoch, which is over.
-fn filling(records: usize) -> String {
-    let bytes: String = (0..=255).map(|byte: u8| format!("{byte:02x}")).collect();
-    // The last three bytes of an id count; the program's SQLite need not know `unhex`.
-    format!(
-        "WITH RECURSIVE number (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n < {last}), \
-              every (byte) AS (SELECT X'{bytes}'), \
-              identity (byte) AS (SELECT substr(byte, 1 + (identity >> 24), 1) || substr(byte, 1 + (identity >> 16 & 255), 1) \
-                  || substr(byte, 1 + (identity >> 8 & 255), 1) || substr(byte, 1 + (identity & 255), 1) \
-                  FROM log_identity, every) \
-         INSERT INTO record (id, labels, created_at, deadline, outcome, branches, second_phase, decided_at, finished_at) \
-         SELECT CAST(identity.byte || X'000180008000200000' || substr(every.byte, 1 + (n >> 16), 1) \
-                     || substr(every.byte, 1 + (n >> 8 & 255), 1) || substr(every.byte, 1 + (n & 255), 1) AS BLOB), \
-                '{{}}', n, n, 'committed', '{{\"east\":\"updates\",\"west\":\"updates\"}}', 1, n, n \
-         FROM number, every, identity",
-        last = records.saturating_sub(1),
-    )
-}
-
-/// What it prints.
-async fn sqlite(file: &Path, statement: &str) -> anyhow::Result<String> {
-    let mut running = Program::new("sqlite3", "sqlite3")
-        .args([file.as_os_str(), statement.as_ref()])
-        .start()?;
-    let status = running.wait_exit(FILLING).await?;
-    ensure!(status.success(), "sqlite3: {status}\n{}", running.output()?);
-    running.output()
+    let mut alone = Alone::start(&programs.unanimous, &[]).await?;
+    alone.fill(records).await
 }

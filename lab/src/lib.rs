@@ -12,6 +12,8 @@
 //! | a kill, and the time until all has settled | [`recovery`] |
 //! | a place on the road where requests are held | [`gate`] |
 //! | what clients were told, the log, and the banks' books, compared | [`audit`] |
+//! | the same work by hand and through us, measured | [`bench`] |
+//! | what grows with what is under way, and with the history | [`growth`] |
 //! | all of it, told to somebody who has never heard of us | [`demo`] |
 //!
 //! A load, a kill and an audit:
@@ -49,11 +51,13 @@
 
 pub mod at_size;
 pub mod audit;
+pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod disk;
 pub mod fault;
 pub mod gate;
+pub mod growth;
 pub mod lean;
 pub mod load;
 pub mod ports;
@@ -69,6 +73,7 @@ pub mod town;
 pub mod transfer;
 pub mod wait;
 
+mod alone;
 mod spawn;
 mod tree;
 mod vault;

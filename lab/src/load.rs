@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use hyper::{Response, StatusCode};
+use http::{Response, StatusCode};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::watch;
@@ -66,6 +66,11 @@ impl Transfers {
 
     /// The transfer of this number.
     pub fn transfer(&self, number: usize) -> Transfer {
+        self.transfer_of(number, Self::TOO_LARGE)
+    }
+
+    /// The transfer of this number, where one in `too_large` is to be refused.
+    pub fn transfer_of(&self, number: usize, too_large: u32) -> Transfer {
         // Each has a generator of its own, so that the order in which they are asked for does not matter. The factor
         // spreads neighbouring numbers over all seeds (Weyl sequence).
         let place = u64::try_from(number).unwrap_or(u64::MAX);
@@ -81,7 +86,7 @@ impl Transfers {
         let mut account = |side: Side| side.account(random.random_range(1..=self.accounts));
         let (from, to) = (account(from), account(to));
         let mut amount = random.random_range(1..=self.amount_max);
-        if random.random_ratio(1, Self::TOO_LARGE) {
+        if random.random_ratio(1, too_large) {
             amount += 1_000_000_000;
         }
         Transfer { from, to, amount }
@@ -387,6 +392,6 @@ impl Client<'_> {
             }
         };
         let headers = [("idempotency-key", key)];
-        connection.post(PATH, &headers, request.clone()).await
+        connection.post(PATH, &headers, request).await
     }
 }

@@ -334,6 +334,11 @@ impl Cluster {
         self.port
     }
 
+    /// The server's own process id; after a restart it has another one.
+    pub fn process_id(&self) -> u32 {
+        self.server.id()
+    }
+
     /// The superuser's URL of a database.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{SUPERUSER}@127.0.0.1:{}/{database}", self.port)

@@ -127,6 +127,8 @@ impl World {
                 }
             },
             gates: false,
+            accounts: ACCOUNTS,
+            template: None,
         })
         .await?;
         Ok(Self { stand, disk })

@@ -2,11 +2,12 @@
 //! the roads between them. [`Town`](crate::Town) is the one that needs no saying.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use tokio::try_join;
 
+use crate::process::Line;
 use crate::town::{BankAt, Programs, Site};
 use crate::transfer::Side;
 use crate::{Cluster, Gate, Options, Process, Program, Template, ports};
@@ -27,6 +28,10 @@ pub(crate) struct Plan<'a> {
     pub(crate) coordinator: &'a dyn Fn(&str, Program) -> Program,
     /// Whether there are gates on all roads between them.
     pub(crate) gates: bool,
+    /// How many accounts each bank has.
+    pub(crate) accounts: i64,
+    /// What the data directories are copied from; without it one is made.
+    pub(crate) template: Option<&'a Template>,
 }
 
 /// The programs, running.
@@ -38,19 +43,30 @@ pub(crate) struct Stand {
     pub(crate) site: Site,
     /// The coordinator's.
     pub(crate) address: SocketAddr,
+    /// The coordinator's, for whoever runs it.
+    pub(crate) admin: SocketAddr,
     /// To the coordinator, to east, to west.
     pub(crate) gates: Option<[Gate; 3]>,
 }
 
 impl Stand {
     pub(crate) async fn start(plan: &Plan<'_>) -> anyhow::Result<Self> {
-        let template = Template::create().await?;
+        let mut options = Options::default();
+        // Held until both have their copy.
+        let made;
+        if let Some(template) = plan.template {
+            options = options.template(template);
+        } else if !options.has_template() {
+            made = Template::create().await?;
+            options = options.template(&made);
+        }
         let server = async |side: Side| {
-            let options = Options::default().template(&template);
+            let options = options.clone();
             let options = options.name(format!("postgres-{side}"));
             Cluster::start(&(plan.server)(side, options)).await
         };
-        let clusters = [server(Side::East).await?, server(Side::West).await?];
+        let (east, west) = try_join!(server(Side::East), server(Side::West))?;
+        let clusters = [east, west];
         let free = || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()?)));
         let addresses = [free()?, free()?, free()?];
         let gates = if plan.gates {
@@ -74,13 +90,13 @@ impl Stand {
         let (mut banks, mut places) = (Vec::new(), Vec::new());
         for ((side, cluster), listen) in Side::BOTH.into_iter().zip(&clusters).zip([east, west]) {
             let database_url = cluster.create_database(side.name()).await?;
-            fill(&plan.programs.bank, &database_url).await?;
+            fill(plan, &database_url).await?;
             let bank = Program::new(format!("bank-{side}"), &plan.programs.bank)
                 .args(["serve", "--name", side.name()])
                 .args(["--listen", &listen.to_string()])
                 .args(["--coordinator", &format!("http://{to_coordinator}")])
                 .env("BANK_DATABASE_URL", &database_url);
-            banks.push(started(&(plan.bank)(side, bank)).await?);
+            banks.push(started(&(plan.bank)(side, bank)).await?.0);
             places.push(BankAt {
                 side,
                 url: format!("http://{listen}"),
@@ -94,7 +110,7 @@ impl Stand {
             .args(["--admin-listen", "127.0.0.1:0"])
             .args(["--participant", &format!("east=http://{to_east}/unanimous")])
             .args(["--participant", &format!("west=http://{to_west}/unanimous")]);
-        let coordinator = started(&(plan.coordinator)(&database, program)).await?;
+        let (coordinator, ready) = started(&(plan.coordinator)(&database, program)).await?;
         let pair = "there are two banks";
         let places = <[BankAt; 2]>::try_from(places).ok().context(pair)?;
         Ok(Self {
@@ -103,6 +119,7 @@ impl Stand {
             clusters,
             site: Site::new(&format!("http://{address}"), places)?,
             address,
+            admin: ready.field("admin")?.parse()?,
             gates,
         })
     }
@@ -115,9 +132,9 @@ pub(crate) async fn restarted(process: &mut Process) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn fill(bank: &Path, database_url: &str) -> anyhow::Result<()> {
-    let mut init = Program::new("bank-init", bank)
-        .args(["init", "--accounts", &ACCOUNTS.to_string()])
+async fn fill(plan: &Plan<'_>, database_url: &str) -> anyhow::Result<()> {
+    let mut init = Program::new("bank-init", &plan.programs.bank)
+        .args(["init", "--accounts", &plan.accounts.to_string()])
         .args(["--balance", &BALANCE.to_string()])
         .env("BANK_DATABASE_URL", database_url)
         .start()?;
@@ -126,8 +143,9 @@ async fn fill(bank: &Path, database_url: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn started(program: &Program) -> anyhow::Result<Process> {
+/// Starts it; with what it says when it is ready.
+async fn started(program: &Program) -> anyhow::Result<(Process, Line)> {
     let mut process = program.start()?;
-    process.wait_for_line("ready", PATIENCE).await?;
-    Ok(process)
+    let ready = process.wait_for_line("ready", PATIENCE).await?;
+    Ok((process, ready))
 }

@@ -20,7 +20,7 @@ mod marks;
 mod repeats;
 mod reserved;
 mod restarts;
-mod server;
+pub(crate) mod server;
 mod table;
 mod views;
 

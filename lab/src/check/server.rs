@@ -1,4 +1,7 @@
-//! A small HTTP/1.1 server: the kit answers inquiries with it, and the participants of its own tests stand on it.
+//! A small HTTP/1.1 server: the kit answers inquiries with it, and the participants of its own tests and of [`growth`]
+//! stand on it.
+//!
+//! [`growth`]: crate::growth
 //!
 //! It reads what participants send: requests one after the other on a connection, with a `Content-Length` or without a
 //! body. A body that broke off is handed on as what it is, for a test wants to see what becomes of it.
@@ -15,29 +18,29 @@ const HEAD_MAX: usize = 64 * 1024;
 
 /// A request as it arrived.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Request {
-    pub(super) method: String,
+pub(crate) struct Request {
+    pub(crate) method: String,
     /// Without the query.
-    pub(super) path: String,
-    pub(super) query: String,
+    pub(crate) path: String,
+    pub(crate) query: String,
     /// In lower case; inquiries are told apart by their path alone.
     #[cfg(test)]
-    pub(super) head: String,
-    pub(super) body: Vec<u8>,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
     /// What the head says; the body is at most [`Serving::body_max`] of it.
-    pub(super) content_length: usize,
+    pub(crate) content_length: usize,
 }
 
 impl Request {
     /// Whether all of the body came.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.body.len() == self.content_length
     }
 }
 
 /// What to send back.
 #[derive(Clone, Debug)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     /// An answer.
     Answer {
         status: u16,
@@ -51,7 +54,7 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    pub(super) fn json(status: u16, body: impl ToString) -> Self {
+    pub(crate) fn json(status: u16, body: impl ToString) -> Self {
         Self::Answer {
             status,
             content_type: "application/json",
@@ -63,15 +66,15 @@ impl Reply {
 
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Serving {
+pub(crate) struct Serving {
     /// More of a body is not read.
-    pub(super) body_max: usize,
+    pub(crate) body_max: usize,
     /// One connection at a time: what a careful server does not do.
-    pub(super) one_by_one: bool,
+    pub(crate) one_by_one: bool,
 }
 
 /// Serves until it is dropped, and all connections with it.
-pub(super) async fn serve<H, F>(listener: TcpListener, serving: Serving, handle: H)
+pub(crate) async fn serve<H, F>(listener: TcpListener, serving: Serving, handle: H)
 where
     H: Fn(Request) -> F + Send + Sync + 'static,
     F: Future<Output = Reply> + Send,

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nix::sys::prctl::set_child_subreaper;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use unanimous_lab::demo::{self, Look, Options, Screen, Shown, Stream};
 use unanimous_lab::kill_all_descendants;
 use unanimous_lab::server::ServerUrl;
-use unanimous_lab::town::{LogKind, Programs, Servers};
+use unanimous_lab::town::{Programs, Servers};
+
+use super::interruptions::Interruptions;
+use super::log::Log;
 
 /// Shows a commit, a refusal, and a load whose coordinator and bank are killed again and again; then audits all of it.
 ///
@@ -64,50 +66,6 @@ Examples:
   unanimous-lab demo --log postgres --kills 8 --seed 7
   unanimous-lab demo --json 2>/dev/null | jq .recovery_ms_max
   unanimous-lab demo --postgres-url postgres://me:secret@localhost --postgres-url postgres://me:secret@localhost";
-
-/// The kinds of decision log.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Log {
-    #[default]
-    Sqlite,
-    Postgres,
-}
-
-impl From<Log> for LogKind {
-    fn from(log: Log) -> Self {
-        match log {
-            Log::Sqlite => Self::Sqlite,
-            Log::Postgres => Self::Postgres,
-        }
-    }
-}
-
-/// Why the demo is to end before it has ended.
-struct Interruptions {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
-
-impl Interruptions {
-    fn listen() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hang_up: listen(SignalKind::hangup())?,
-        })
-    }
-
-    /// The exit code that it means: as shells have it, 128 and the signal's number.
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 130,
-            _ = self.terminate.recv() => 143,
-            _ = self.hang_up.recv() => 129,
-        }
-    }
-}
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     set_child_subreaper(true).context("cannot adopt the orphans of killed programs")?;

@@ -13,23 +13,12 @@ use unanimous_lab::{
 };
 
 use crate::support::coordinator::{BANK, BINARY};
-use crate::support::{On, on_both_logs};
+use crate::support::{On, lab, on_both_logs};
 
 const FORGETFUL_BANK: &str = env!("CARGO_BIN_EXE_system-forgetful-bank");
 
 /// For a small demo on a very busy machine.
 const MINUTES: std::time::Duration = std::time::Duration::from_secs(150);
-
-/// The lab's program of this build: cargo puts all programs of the workspace into one directory.
-fn lab() -> PathBuf {
-    let lab = Path::new(BINARY).with_file_name("unanimous-lab");
-    assert!(
-        lab.is_file(),
-        "{} is built by `cargo build --workspace --bins`",
-        lab.display()
-    );
-    lab
-}
 
 /// A demo with everything temporary in a directory of its own.
 struct Demo {

@@ -10,6 +10,8 @@ mod arrows;
 #[cfg(test)]
 mod audit;
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod demo;

@@ -380,7 +380,7 @@ async fn measured_64_clients_share_decision_writes() {
         clients.spawn(async move {
             let mut client = Lean::connect(address).await.unwrap();
             for _ in 0..EACH {
-                let answer = client.post("/v1/transactions", &[], text.clone()).await;
+                let answer = client.post("/v1/transactions", &[], &text).await;
                 assert_eq!(answer.unwrap().status(), 200);
             }
         });

@@ -8,6 +8,7 @@ pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod stub;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use coordinator::{Answer, Coordinator};
@@ -21,4 +22,15 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// One branch of a request's `branches`, with one operation.
 pub(crate) fn branch(participant: &str) -> serde_json::Value {
     serde_json::json!({"participant": participant, "operations": [{"kind": "debit", "amount": 1}]})
+}
+
+/// The lab's program of this build: cargo puts all programs of the workspace into one directory.
+pub(crate) fn lab() -> PathBuf {
+    let lab = Path::new(coordinator::BINARY).with_file_name("unanimous-lab");
+    assert!(
+        lab.is_file(),
+        "{} is built by `cargo build --workspace --bins`",
+        lab.display()
+    );
+    lab
 }
