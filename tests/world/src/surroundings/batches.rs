@@ -144,7 +144,7 @@ impl Surroundings {
         };
         let mut open = lines.0.borrow_mut();
         let Some(at) = open.calls.iter().position(|call| call.1 == to.number) else {
-            // It broke off before this one.
+            trace!(self, "  (behind the end of the answer)");
             return;
         };
         match &mut open.left {
