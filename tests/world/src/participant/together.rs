@@ -122,61 +122,23 @@ impl Participant {
             let ids: Vec<String> = going.iter().map(|message| message.id.to_string()).collect();
             trace!(s, "{}: {} together", self.name, ids.join(", "));
         }
-        let mut out = BTreeSet::new();
-        let mut parts = Vec::with_capacity(going.len());
-        for (at, message) in going.iter().enumerate() {
-            match self.part(process, message, s) {
-                Some(part) => parts.push(part),
-                None => {
-                    out.insert(at);
-                }
-            }
-        }
-        if !out.is_empty() {
-            return Ok(Ran::Without(out));
-        }
+        let mut parts = match self.parts(process, going, s) {
+            Ok(parts) => parts,
+            Err(out) => return Ok(Ran::Without(out)),
+        };
         let mut local = Local {
             disk: &self.disk,
             writes: BTreeMap::new(),
         };
-        for part in &parts {
-            let row = Value::Row(part.row.clone());
-            local.writes.insert(Cell::Row(part.message.id), Some(row));
-        }
-        // The service's code of all of them runs side by side: in any order.
-        let mut order: Vec<usize> = (0..parts.len()).collect();
-        for at in (1..order.len()).rev() {
-            order.swap(at, s.batches.rng.below(at as u64 + 1) as usize);
-        }
-        let mut ends: BTreeMap<usize, End> = BTreeMap::new();
-        for at in order {
-            s.crash_point()?;
-            if s.chaos && s.rng.chance(s.temper.service_failure) {
-                // After a failed statement the others get no further either.
-                s.counters.add("service failures");
-                out.insert(at);
-                break;
-            }
-            let part = &mut parts[at];
-            let ended = part.run(&mut local);
-            match part.hope.clone().ends(ended) {
-                Some(end) => {
-                    ends.insert(at, end);
-                }
-                None => {
-                    out.insert(at);
-                }
-            }
-        }
-        if !out.is_empty() {
-            return Ok(Ran::Without(out));
-        }
+        // Each as it is hoped to end.
+        write_rows(&parts, &mut local);
+        let ends = match run_all(&mut parts, &mut local, s)? {
+            Ok(ends) => ends,
+            Err(out) => return Ok(Ran::Without(out)),
+        };
+        // Of a prepare only what was found to have something to do.
+        write_rows(&parts, &mut local);
         s.crash_point()?;
-        for part in &parts {
-            // Of a prepare only what was found to have something to do.
-            let row = Value::Row(part.row.clone());
-            local.writes.insert(Cell::Row(part.message.id), Some(row));
-        }
         let is_clear = self.commit_is_clear(s);
         if is_clear == Err(false) {
             return Ok(Ran::Unclear);
@@ -186,7 +148,6 @@ impl Participant {
         for part in &parts {
             self.committed(number, part, s);
         }
-        let ends: Vec<End> = ends.into_values().collect();
         let forced = any_forced(&ends);
         self.flush_soon(position, forced, s);
         s.crash_point()?;
@@ -198,15 +159,8 @@ impl Participant {
         }
         for (part, end) in parts.iter().zip(ends) {
             self.remember(number, part);
-            let Some(Answer::Reply(reply)) = end.answer else {
+            let Some(answer) = part.answer(end, position) else {
                 continue;
-            };
-            let to = part.message.reply_to();
-            let answer = WaitingAnswer {
-                position,
-                id: part.message.id,
-                reply,
-                to: to.map(|to| (to, part.row.name.clone())),
             };
             if forced {
                 if let Some(process) = self.processes.get_mut(&number) {
@@ -218,6 +172,26 @@ impl Participant {
             }
         }
         Ok(Ran::Committed)
+    }
+
+    /// Everybody's part; or at which places the row is otherwise.
+    fn parts<'a>(
+        &self,
+        process: &Process,
+        going: &'a [Message],
+        s: &mut Surroundings,
+    ) -> Result<Vec<Part<'a>>, BTreeSet<usize>> {
+        let mut out = BTreeSet::new();
+        let mut parts = Vec::with_capacity(going.len());
+        for (at, message) in going.iter().enumerate() {
+            match self.part(process, message, s) {
+                Some(part) => parts.push(part),
+                None => {
+                    out.insert(at);
+                }
+            }
+        }
+        if out.is_empty() { Ok(parts) } else { Err(out) }
     }
 
     /// Whether the commit comes back; with `Err`, whether it happened all the same.
@@ -290,7 +264,66 @@ impl Participant {
     }
 }
 
+fn write_rows(parts: &[Part<'_>], local: &mut Local<'_>) {
+    for part in parts {
+        let row = Value::Row(part.row.clone());
+        local.writes.insert(Cell::Row(part.message.id), Some(row));
+    }
+}
+
+/// The service's code of all of them, side by side: in any order. What they say; or at which places it was not as hoped.
+fn run_all(
+    parts: &mut [Part<'_>],
+    local: &mut Local<'_>,
+    s: &mut Surroundings,
+) -> Result<Result<Vec<End>, BTreeSet<usize>>, Crashed> {
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    for at in (1..order.len()).rev() {
+        order.swap(at, s.batches.rng.below(at as u64 + 1) as usize);
+    }
+    let mut out = BTreeSet::new();
+    let mut ends = BTreeMap::new();
+    for at in order {
+        s.crash_point()?;
+        if s.chaos && s.rng.chance(s.temper.service_failure) {
+            // After a failed statement the others get no further either.
+            s.counters.add("service failures");
+            out.insert(at);
+            break;
+        }
+        let part = &mut parts[at];
+        let event = part.run(local);
+        match part.hope.clone().ends(event) {
+            Some(end) => {
+                ends.insert(at, end);
+            }
+            None => {
+                out.insert(at);
+            }
+        }
+    }
+    Ok(if out.is_empty() {
+        Ok(ends.into_values().collect())
+    } else {
+        Err(out)
+    })
+}
+
 impl Part<'_> {
+    /// What is said once the commit at `position` is durable.
+    fn answer(&self, end: End, position: u64) -> Option<WaitingAnswer> {
+        let Some(Answer::Reply(reply)) = end.answer else {
+            return None;
+        };
+        let to = self.message.reply_to();
+        Some(WaitingAnswer {
+            position,
+            id: self.message.id,
+            reply,
+            to: to.map(|to| (to, self.row.name.clone())),
+        })
+    }
+
     /// The service's code.
     fn run(&mut self, local: &mut Local<'_>) -> Event {
         match self.hope.asks() {
