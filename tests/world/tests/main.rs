@@ -154,15 +154,20 @@ fn seeds_that_failed_once_hold() {
 /// The short form of `make sim TRANSACTIONS=1000000`.
 #[test]
 fn a_world_that_goes_on_and_on_keeps_what_is_live_and_what_the_retention_keeps() {
-    let (counters, maxima) = match run_long(1, 5_000) {
-        Ok(ended) => ended,
-        Err(failure) => panic!("{}", failure.what),
-    };
-    print(&format!("{counters}; {maxima}"));
-    assert!(counters.get("transactions") >= 5_000, "{counters}");
-    assert!(counters.get("commits") > 0, "{counters}");
-    // Ten transactions begin in a second, and the longest retention is a minute.
-    assert!(maxima.records < 1_000 && maxima.rows < 1_000, "{maxima}");
+    let mut with_batches = 0;
+    for seed in [1, 3] {
+        let (counters, maxima) = match run_long(seed, 5_000) {
+            Ok(ended) => ended,
+            Err(failure) => panic!("seed {seed}: {}", failure.what),
+        };
+        print(&format!("{counters}; {maxima}"));
+        assert!(counters.get("transactions") >= 5_000, "{counters}");
+        assert!(counters.get("commits") > 0, "{counters}");
+        // Ten transactions begin in a second, and the longest retention is a minute.
+        assert!(maxima.records < 1_000 && maxima.rows < 1_000, "{maxima}");
+        with_batches += counters.get("worlds with batches");
+    }
+    assert_eq!(with_batches, 1, "once alone and once together");
 }
 
 #[test]

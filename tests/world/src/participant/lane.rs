@@ -24,6 +24,10 @@ use crate::surroundings::{
 
 /// Messages of one run, at most: small, so that the bound is reached.
 const TOGETHER_MAX: usize = 8;
+/// Messages that wait, at most; the others go alone. Small, too.
+const WAITING_MAX: usize = 32;
+/// A batch that is full, or was rolled back, waits no longer than this.
+const SOON: Millis = 20;
 /// Runs of one batch. Each but the last takes somebody out.
 const RUNS_MAX: u32 = 4;
 /// What a generation of [`Promises`] holds, at most: small, as the other bounds.
@@ -84,6 +88,10 @@ pub(super) struct Lane {
 impl Lane {
     pub(super) fn len(&self) -> usize {
         self.messages().count()
+    }
+
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= WAITING_MAX
     }
 
     pub(super) fn holds(&self, id: TransactionId) -> bool {
@@ -198,6 +206,7 @@ impl Participant {
             && !process.sessions.contains_key(&call.id)
             && !process.waiters.contains_key(&call.id)
             && call.remaining > 0
+            && !process.lane.is_full()
             && !keys
     }
 
@@ -215,7 +224,8 @@ impl Participant {
         };
         let shares = s.batches.shared.contains(&self.name)
             && event != Event::Informed(Inform::Pending)
-            && !process.sessions.contains_key(&id);
+            && !process.sessions.contains_key(&id)
+            && !process.lane.is_full();
         if shares {
             self.waits(number, id, Brings::Outcome(event, reply_to), s);
             return Ok(());
@@ -247,7 +257,12 @@ impl Participant {
         };
         if !process.lane.is_due {
             process.lane.is_due = true;
-            let delay = s.company();
+            let Lane { waiting, again, .. } = &process.lane;
+            let delay = if again.is_empty() && waiting.len() < TOGETHER_MAX {
+                s.company()
+            } else {
+                s.company().min(SOON)
+            };
             s.after(
                 delay,
                 Happening::TogetherRun {
