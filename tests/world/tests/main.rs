@@ -46,8 +46,8 @@ fn print(text: &str) {
 #[test]
 fn all_worlds_keep_the_rules_and_enough_happens_in_them() {
     // `make sim` runs 1,000 large worlds; these say which seed fails, and that enough happens.
-    let counters = hold(0..1_000, Drawn);
-    print(&format!("seeds 0 to 999: {counters}"));
+    let counters = hold(0..2_000, Drawn);
+    print(&format!("seeds 0 to 1999: {counters}"));
     for happened in [
         "aborts",
         "aborts dropped at the bound",
