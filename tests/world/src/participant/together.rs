@@ -225,10 +225,7 @@ impl Participant {
         if matches!(after, State::Prepared { .. }) && s.checker.said_read_only(id, name) {
             s.counters.add("read-only votes that changed");
         }
-        let before = match &part.before {
-            State::Absent => None,
-            stored => Some(stored),
-        };
+        let before = Some(&part.before).filter(|before| **before != State::Absent);
         let applied = self.applied(id);
         s.checker
             .row_changed(id, name, before, after, applied, &part.row.pieces);
