@@ -69,5 +69,6 @@ pub mod message;
 pub mod operations;
 pub mod record;
 pub mod tally;
+pub mod together;
 pub mod trace;
 pub mod wire;

@@ -22,7 +22,8 @@ use unanimous_protocol::{
 use crate::{
     log,
     surroundings::{
-        Asker, Clock, Crashed, Happening, LifeNumber, Millis, Question, Said, Surroundings, trace,
+        Asker, Call, Clock, Crashed, Happening, LifeNumber, Millis, Question, Said, Surroundings,
+        trace,
     },
 };
 
@@ -65,6 +66,8 @@ pub(crate) struct Coordinator {
     /// Calls to branches that have not ended.
     /// Under way, each with whether its time is over.
     calls: BTreeMap<u64, (TransactionId, ParticipantName, Request, bool)>,
+    /// Calls that wait for others to the same participant.
+    leaving: BTreeMap<ParticipantName, Vec<Call>>,
     asked_of_log: BTreeMap<u64, Pending>,
     waiting_for_key: BTreeMap<IdempotencyKey, Vec<(Asker, Question)>>,
     /// What goes into the next write.
@@ -91,6 +94,7 @@ impl Coordinator {
             keyring: Keyring::default(),
             transactions: BTreeMap::new(),
             calls: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             asked_of_log: BTreeMap::new(),
             waiting_for_key: BTreeMap::new(),
             next_write: log::Write::default(),
@@ -133,6 +137,7 @@ impl Coordinator {
             transactions,
             waiting_for_key,
             next_write,
+            leaving,
             ..
         } = self;
         let left = [
@@ -142,6 +147,7 @@ impl Coordinator {
             ("proposals", next_write.proposals.len()),
             ("appends", next_write.appends.len()),
             ("finishes", next_write.finishes.len()),
+            ("calls that wait for company", leaving.len()),
         ];
         let mut left = left.iter().filter(|(_, count)| *count > 0);
         left.next().map(|(what, count)| format!("{count} {what}"))

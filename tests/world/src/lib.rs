@@ -25,5 +25,5 @@ mod surroundings;
 mod words;
 mod world;
 
-pub use surroundings::Counters;
+pub use surroundings::{Batching, Counters};
 pub use world::{Failure, Maxima, Size, replay, run, run_long};

@@ -7,6 +7,7 @@
 //! - `--scripts DIRECTORY`: the golden scripts.
 //!
 //! `--threads N` takes so many cores instead of all. `--small` runs worlds of 10 to 40 clients instead of 200 transactions and more.
+//! Whether participants batch is drawn from the seed; with `--alone` none does, with `--together` all do.
 
 use std::{
     fmt::Write as _,
@@ -20,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use unanimous_world::{Counters, Failure, Size, replay, run, run_long, script::play_all};
+use unanimous_world::{Batching, Counters, Failure, Size, replay, run, run_long, script::play_all};
 
 /// What counts as a crash, for the figures of a long run.
 const CRASHES: [&str; 4] = [
@@ -37,6 +38,7 @@ struct Wanted {
     count: u64,
     minutes: Option<u64>,
     size: Size,
+    batching: Batching,
     scripts: Option<String>,
     transactions: Option<u64>,
     threads: Option<usize>,
@@ -46,7 +48,7 @@ fn main() -> std::io::Result<ExitCode> {
     let Some(wanted) = parse(std::env::args().skip(1)) else {
         writeln!(
             std::io::stderr(),
-            "usage: [--small] [--seed N | --from N --count M | --hours H | --minutes M | --transactions N | --scripts DIRECTORY]"
+            "usage: [--small] [--alone | --together] [--seed N | --from N --count M | --hours H | --minutes M | --transactions N | --scripts DIRECTORY]"
         )?;
         return Ok(ExitCode::from(2));
     };
@@ -55,7 +57,7 @@ fn main() -> std::io::Result<ExitCode> {
         return scripts(directory.as_ref(), &mut out);
     }
     if let Some(seed) = wanted.seed {
-        let (result, events) = replay(seed, wanted.size);
+        let (result, events) = replay(seed, wanted.size, wanted.batching);
         for line in events {
             writeln!(out, "{line}")?;
         }
@@ -64,7 +66,7 @@ fn main() -> std::io::Result<ExitCode> {
                 writeln!(out, "seed {seed} holds: {counters}")?;
                 Ok(ExitCode::SUCCESS)
             }
-            Err(failure) => failed(&failure, wanted.size, &mut out),
+            Err(failure) => failed(&failure, &wanted, &mut out),
         };
     }
     if let Some(transactions) = wanted.transactions {
@@ -100,7 +102,7 @@ fn main() -> std::io::Result<ExitCode> {
     )?;
     match failures.iter().min_by_key(|failure| failure.seed) {
         None => Ok(ExitCode::SUCCESS),
-        Some(first) => failed(first, wanted.size, &mut out),
+        Some(first) => failed(first, &wanted, &mut out),
     }
 }
 
@@ -111,13 +113,19 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
         count: 1_000,
         minutes: None,
         size: Size::Large,
+        batching: Batching::Drawn,
         scripts: None,
         transactions: None,
         threads: None,
     };
     while let Some(name) = arguments.next() {
-        if name == "--small" {
-            wanted.size = Size::Small;
+        match name.as_str() {
+            "--small" => wanted.size = Size::Small,
+            "--alone" => wanted.batching = Batching::Off,
+            "--together" => wanted.batching = Batching::On,
+            _ => {}
+        }
+        if ["--small", "--alone", "--together"].contains(&name.as_str()) {
             continue;
         }
         let value = arguments.next()?;
@@ -142,18 +150,23 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
 
 fn failed(
     failure: &Failure,
-    size: Size,
+    wanted: &Wanted,
     out: &mut impl std::io::Write,
 ) -> std::io::Result<ExitCode> {
     let Failure { seed, what, events } = failure;
     writeln!(out, "seed {seed} FAILS after {events} events: {what}")?;
-    let small = match size {
+    let small = match wanted.size {
         Size::Small => " --small",
         Size::Large => "",
     };
+    let batching = match wanted.batching {
+        Batching::Drawn => "",
+        Batching::Off => " --alone",
+        Batching::On => " --together",
+    };
     writeln!(
         out,
-        "replay it: cargo run -p unanimous-world --bin unanimous-world --{small} --seed {seed}"
+        "replay it: cargo run -p unanimous-world --bin unanimous-world --{small}{batching} --seed {seed}"
     )?;
     Ok(ExitCode::FAILURE)
 }
@@ -183,7 +196,7 @@ fn many(wanted: &Wanted) -> (Counters, Vec<Failure>) {
                     if wanted.minutes.is_none() && seed >= wanted.from + wanted.count {
                         return;
                     }
-                    let result = run(seed, wanted.size);
+                    let result = run(seed, wanted.size, wanted.batching);
                     let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                     match result {
                         Ok(counters) => found.0.merge(&counters),

@@ -4,10 +4,12 @@
 //! resource.
 
 mod interactive;
+mod lane;
 mod ledger;
 mod local;
 mod message;
 mod storage;
+mod together;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,11 +20,14 @@ use unanimous_protocol::{
 };
 
 pub(crate) use self::ledger::{ACCOUNTS, BALANCE, Operation};
-use self::local::{Cell, Value};
+use self::{
+    lane::{Lane, Promises},
+    local::{Cell, Value},
+};
 use crate::{
     disk::Disk,
     surroundings::{
-        Asker, Call, Clock, Crashed, Happening, LifeNumber, Millis, ProcessNumber, Question,
+        Asker, Call, Clock, Crashed, Happening, Millis, ProcessNumber, Question, ReplyTo,
         Surroundings, Who, Work, trace,
     },
 };
@@ -50,9 +55,6 @@ struct Waiter {
     number: u64,
 }
 
-/// Where an answer to the coordinator goes: the life and the number of its call.
-type ReplyTo = (LifeNumber, u64);
-
 /// An answer that waits until its local transaction is durable: its position, and whose answer to whom.
 #[derive(Debug)]
 struct WaitingAnswer {
@@ -69,6 +71,7 @@ struct Process {
     waiters: BTreeMap<TransactionId, Waiter>,
     /// Answers that wait for a forced commit.
     answers: Vec<WaitingAnswer>,
+    lane: Lane,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,8 @@ pub(crate) struct Participant {
     acting: ProcessNumber,
     incarnation: u64,
     numbers: u64,
+    /// What processes remember that lived on when the database crashed.
+    outlived: Vec<Promises>,
     /// Who prepared with a key last: what the rows say is held against it.
     prepared_with: BTreeMap<u64, TransactionId>,
 }
@@ -119,6 +124,7 @@ impl Participant {
             acting: ProcessNumber(0),
             incarnation: 0,
             numbers: 0,
+            outlived: Vec::new(),
             prepared_with: BTreeMap::new(),
         };
         participant.start(s);
@@ -146,12 +152,17 @@ impl Participant {
         }
         self.started += 1;
         let number = ProcessNumber(self.started);
-        let process = Process {
+        let mut process = Process {
             clock: s.clock(),
             sessions: BTreeMap::new(),
             waiters: BTreeMap::new(),
             answers: Vec::new(),
+            lane: Lane::default(),
         };
+        // Or it has lived on, without its connections, when the database crashed.
+        if let Some(promises) = self.outlived.pop() {
+            process.lane.promises = promises;
+        }
         self.processes.insert(number, process);
         trace!(s, "{}: starts", self.name);
         // At start and while running: every row in doubt inquires.
@@ -165,6 +176,7 @@ impl Participant {
                 ("sessions", process.sessions.len()),
                 ("waiting prepares", process.waiters.len()),
                 ("answers", process.answers.len()),
+                ("messages that wait for company", process.lane.len()),
             ]
         });
         left.find(|(_, count)| *count > 0)
@@ -256,6 +268,6 @@ impl Participant {
         let Some(process) = self.any_process(s) else {
             return Ok(());
         };
-        self.message(process, id, Event::Informed(inform), None, None, s)
+        self.outcome(process, id, Event::Informed(inform), None, s)
     }
 }

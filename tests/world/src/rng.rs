@@ -14,6 +14,14 @@ impl Rng {
         Self::Seeded(seed)
     }
 
+    /// A stream beside this one, of which it takes nothing.
+    pub(crate) fn another(&self) -> Self {
+        match self {
+            Self::Seeded(state) => Self::Seeded(state.rotate_left(32) ^ 0x5851_f42d_4c95_7f2d),
+            Self::Steady => Self::Steady,
+        }
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         let Self::Seeded(state) = self else {
             return 0;

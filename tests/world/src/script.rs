@@ -6,6 +6,7 @@
 //! | label | what travels |
 //! |---|---|
 //! | `call prepare\|commit\|abort PARTICIPANT tN cN` | a coordinator's request |
+//! | `calls prepare\|commit\|abort … PARTICIPANT tN … cN` | requests that travel together |
 //! | `reply vote\|ack\|protest\|failure PARTICIPANT tN cN` | its answer |
 //! | `ask begin\|enlist\|commit\|abort\|get\|inquire WHO cN` | to a coordinator |
 //! | `answer WHO cN` | its answer |
@@ -201,6 +202,28 @@ impl Stage {
                 let name = participant(arguments)?;
                 let at = number(arguments)?;
                 self.participant(&name)?.0.route_to(at as usize);
+            }
+            "together" => {
+                // `together east`: messages that wait share its local transactions, and calls to it travel together.
+                let name = participant(arguments)?;
+                self.world.s.batches.shared.insert(name.clone());
+                self.world.s.batches.bundled.insert(name);
+            }
+            "unclear" => {
+                // `unclear east happened|not`: its next shared commit, of which nobody hears.
+                let name = participant(arguments)?;
+                let happens = match arguments.next_pos() {
+                    Some("happened") => true,
+                    Some("not") => false,
+                    _ => return Err("happened or not".into()),
+                };
+                self.world.s.batches.unclear = Some((name, happens));
+            }
+            "break-off" => {
+                // `break-off east 1`: its next answer to calls that travelled together has so many lines.
+                let name = participant(arguments)?;
+                let lines = number(arguments)?;
+                self.world.s.batches.breaks_off = Some((name, lines as usize));
             }
             "adopt" => {
                 // `adopt c1 2`: this life adopts node 2.
@@ -456,6 +479,7 @@ impl Stage {
             request,
             remaining,
             begun_at_ms: 0,
+            lines: None,
         };
         self.world.s.transmit(Happening::CallArrives(call));
         Ok(())

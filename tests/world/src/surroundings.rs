@@ -1,5 +1,6 @@
 //! What every node of the world stands in: the clock, the network, chance, and the checker that watches.
 
+mod batches;
 mod happening;
 
 use std::{
@@ -9,6 +10,8 @@ use std::{
 
 use unanimous_protocol::id::{Node, ParticipantName, TransactionId};
 
+pub use self::batches::Batching;
+pub(crate) use self::batches::{Batches, Lines, ReplyTo};
 pub(crate) use self::happening::{
     Asker, Call, Crashed, Happening, Place, ProcessNumber, Question, Said, Wait, Who, Work,
 };
@@ -174,6 +177,7 @@ pub(crate) struct Surroundings {
     pub(crate) unregistered: BTreeSet<ParticipantName>,
     /// The processes that listen, by node: what a load balancer would know.
     pub(crate) listening: Vec<(Node, LifeNumber)>,
+    pub(crate) batches: Batches,
     /// What a script does with messages.
     pub(crate) director: Option<Director>,
     /// The ids that were issued last.
@@ -203,6 +207,7 @@ impl Surroundings {
     pub(crate) fn new(rng: Rng, temper: Temper, trace: bool) -> Self {
         Self {
             now: 0,
+            batches: Batches::new(&rng),
             rng,
             chaos: !temper.calm,
             temper,

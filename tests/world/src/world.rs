@@ -18,7 +18,8 @@ use crate::{
     participant::Participant,
     rng::Rng,
     surroundings::{
-        Counters, Crashed, Happening, LifeNumber, Millis, Surroundings, Temper, Who, trace,
+        Batching, Counters, Crashed, Happening, LifeNumber, Millis, Surroundings, Temper, Who,
+        trace,
     },
 };
 use unanimous_protocol::{
@@ -78,16 +79,25 @@ pub(crate) struct World {
 ///
 /// # Errors
 /// The first rule that was broken.
-pub fn run(seed: u64, size: Size) -> Result<Counters, Box<Failure>> {
-    run_world(seed, size, false).0
+pub fn run(seed: u64, size: Size, batching: Batching) -> Result<Counters, Box<Failure>> {
+    run_world(seed, size, batching, false).0
 }
 
 /// Runs the world of a seed with its full event log.
-pub fn replay(seed: u64, size: Size) -> (Result<Counters, Box<Failure>>, Vec<String>) {
-    run_world(seed, size, true)
+pub fn replay(
+    seed: u64,
+    size: Size,
+    batching: Batching,
+) -> (Result<Counters, Box<Failure>>, Vec<String>) {
+    run_world(seed, size, batching, true)
 }
 
-fn run_world(seed: u64, size: Size, trace: bool) -> (Result<Counters, Box<Failure>>, Vec<String>) {
+fn run_world(
+    seed: u64,
+    size: Size,
+    batching: Batching,
+    trace: bool,
+) -> (Result<Counters, Box<Failure>>, Vec<String>) {
     let mut rng = Rng::new(seed);
     let mut temper = Temper::of(&mut rng, seed % 8 == 7);
     if size == Size::Large {
@@ -96,7 +106,7 @@ fn run_world(seed: u64, size: Size, trace: bool) -> (Result<Counters, Box<Failur
         // As many crashes for each transaction as in a small one.
         temper.fault_every /= 3;
     }
-    let mut world = World::new(rng, temper, trace);
+    let mut world = World::new(rng, temper, batching, trace);
     let result = end_of(&mut world, seed, World::run);
     (result, world.s.trace.take().unwrap_or_default())
 }
@@ -120,7 +130,7 @@ fn end_of(
 }
 
 impl World {
-    fn new(rng: Rng, temper: Temper, trace: bool) -> Self {
+    fn new(rng: Rng, temper: Temper, batching: Batching, trace: bool) -> Self {
         let mut s = Surroundings::new(rng, temper, trace);
         s.counters.add("worlds");
         trace!(s, "{:?}", s.temper.clone());
@@ -129,6 +139,15 @@ impl World {
             .filter_map(|name| name.parse().ok())
             .collect();
         names.truncate(s.rng.between(2, 3) as usize);
+        s.batches.draw(&names, batching);
+        let (shared, bundled) = (&s.batches.shared, &s.batches.bundled);
+        if !shared.is_empty() || !bundled.is_empty() {
+            let drawn = format!(
+                "{shared:?} share local transactions, calls to {bundled:?} travel together"
+            );
+            s.counters.add("worlds with batches");
+            trace!(s, "{drawn}");
+        }
         let participants = names
             .iter()
             .map(|name| {
@@ -356,6 +375,26 @@ impl World {
                 let name = call.participant.clone();
                 self.at_participant(&name, |p, s| p.called(call, s));
             }
+            Happening::CallsArrive(calls) => {
+                if let Some(name) = calls.first().map(|call| call.participant.clone()) {
+                    self.at_participant(&name, |p, s| p.called_together(calls, s));
+                }
+            }
+            Happening::CallsLeave { life, participant } => {
+                self.at_life(life, &happening, |c, s| {
+                    c.calls_leave(&participant, s);
+                    Ok(())
+                });
+            }
+            Happening::TogetherRun {
+                participant,
+                process,
+            } => self.at_participant(&participant, |p, s| p.together_run(process, s)),
+            Happening::AloneRun {
+                participant,
+                process,
+                message,
+            } => self.at_participant(&participant, |p, s| p.alone_run(process, message, s)),
             Happening::CallEnds {
                 life,
                 number,

@@ -5,6 +5,7 @@ mod proof;
 mod scripts;
 
 use unanimous_world::{
+    Batching::{self, Drawn, Off, On},
     Counters,
     Size::{Large, Small},
     replay, run, run_long,
@@ -13,17 +14,17 @@ use unanimous_world::{
 /// Lines of the event log that a failure shows; `SIM_SEED=n` shows all of one seed's.
 const LINES_SHOWN: usize = 200;
 
-fn hold(seeds: impl Iterator<Item = u64>) -> Counters {
+fn hold(seeds: impl Iterator<Item = u64>, batching: Batching) -> Counters {
     let mut counters = Counters::default();
     for seed in seeds {
-        match run(seed, Small) {
+        match run(seed, Small, batching) {
             Ok(more) => counters.merge(&more),
             Err(failure) => {
-                let (_, events) = replay(seed, Small);
+                let (_, events) = replay(seed, Small, batching);
                 let from = events.len().saturating_sub(LINES_SHOWN);
                 panic!(
-                    "seed {seed}: {}\n{}\nseed {seed}: {}\nall of it: SIM_SEED={seed} cargo nextest run -p \
-                     unanimous-world one_world",
+                    "seed {seed}: {}\n{}\nseed {seed}: {}, batching {batching:?}\nall of it: SIM_SEED={seed} cargo nextest \
+                     run -p unanimous-world one_world",
                     failure.what,
                     events[from..].join("\n"),
                     failure.what
@@ -45,12 +46,17 @@ fn print(text: &str) {
 #[test]
 fn all_worlds_keep_the_rules_and_enough_happens_in_them() {
     // `make sim` runs 1,000 large worlds; these say which seed fails, and that enough happens.
-    let counters = hold(0..1_000);
-    print(&format!("seeds 0 to 999: {counters}"));
+    let counters = hold(0..2_000, Drawn);
+    print(&format!("seeds 0 to 1999: {counters}"));
     for happened in [
         "aborts",
         "aborts dropped at the bound",
         "aborts that race a commit",
+        "answers that broke off",
+        "batches committed",
+        "batches rolled back",
+        "batches that ended unclearly",
+        "calls that travelled together",
         "adopters fenced at the node",
         "calm worlds",
         "clients that ask again",
@@ -73,6 +79,7 @@ fn all_worlds_keep_the_rules_and_enough_happens_in_them() {
         "nodes adopted",
         "nodes adopted by force",
         "nodes that stay away for good",
+        "outcomes of remembered promises",
         "participant process crashes",
         "prepares refused for a key",
         "prepares that gave up waiting for a key",
@@ -113,6 +120,13 @@ fn all_worlds_keep_the_rules_and_enough_happens_in_them() {
 }
 
 #[test]
+fn worlds_in_which_everybody_batches_keep_the_rules() {
+    let counters = hold(1_000..1_500, On);
+    print(&format!("seeds 1000 to 1499, all together: {counters}"));
+    assert_eq!(counters.get("worlds with batches"), 500);
+}
+
+#[test]
 fn seeds_that_failed_once_hold() {
     let mut replayed = 0;
     for line in include_str!("../failed-seeds").lines() {
@@ -123,8 +137,14 @@ fn seeds_that_failed_once_hold() {
             _ => continue,
         };
         let seed = words.next().unwrap().parse().unwrap();
-        if let Err(failure) = run(seed, size) {
-            panic!("{size:?} seed {seed}: {}", failure.what);
+        // As it is, and as it was when it failed: there were no batches then.
+        for batching in [Drawn, Off] {
+            if let Err(failure) = run(seed, size, batching) {
+                panic!(
+                    "{size:?} seed {seed}, batching {batching:?}: {}",
+                    failure.what
+                );
+            }
         }
         replayed += 1;
     }
@@ -134,21 +154,26 @@ fn seeds_that_failed_once_hold() {
 /// The short form of `make sim TRANSACTIONS=1000000`.
 #[test]
 fn a_world_that_goes_on_and_on_keeps_what_is_live_and_what_the_retention_keeps() {
-    let (counters, maxima) = match run_long(1, 5_000) {
-        Ok(ended) => ended,
-        Err(failure) => panic!("{}", failure.what),
-    };
-    print(&format!("{counters}; {maxima}"));
-    assert!(counters.get("transactions") >= 5_000, "{counters}");
-    assert!(counters.get("commits") > 0, "{counters}");
-    // Ten transactions begin in a second, and the longest retention is a minute.
-    assert!(maxima.records < 1_000 && maxima.rows < 1_000, "{maxima}");
+    let mut with_batches = 0;
+    for seed in [1, 3] {
+        let (counters, maxima) = match run_long(seed, 5_000) {
+            Ok(ended) => ended,
+            Err(failure) => panic!("seed {seed}: {}", failure.what),
+        };
+        print(&format!("{counters}; {maxima}"));
+        assert!(counters.get("transactions") >= 5_000, "{counters}");
+        assert!(counters.get("commits") > 0, "{counters}");
+        // Ten transactions begin in a second, and the longest retention is a minute.
+        assert!(maxima.records < 1_000 && maxima.rows < 1_000, "{maxima}");
+        with_batches += counters.get("worlds with batches");
+    }
+    assert_eq!(with_batches, 1, "once alone and once together");
 }
 
 #[test]
 fn a_seed_fixes_everything() {
     for seed in [3, 7, 12_157] {
-        assert_eq!(replay(seed, Small).1, replay(seed, Small).1);
+        assert_eq!(replay(seed, Small, On).1, replay(seed, Small, On).1);
     }
 }
 
@@ -159,7 +184,7 @@ fn one_world() {
         return;
     };
     let seed = seed.parse().expect("SIM_SEED is a number");
-    let (result, events) = replay(seed, Small);
+    let (result, events) = replay(seed, Small, Drawn);
     print(&events.join("\n"));
     if let Err(failure) = result {
         panic!("seed {seed}: {}", failure.what);

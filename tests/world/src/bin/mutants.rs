@@ -1,8 +1,9 @@
 //! Breaks one rule at a time and demands that it is noticed.
 //!
-//! Each patch in `mutants/` is the smallest mistake that breaks one rule of the machines. It is applied to a copy of the
-//! sources; the copy must build, and the simulation or a golden script must fail on it. Production source holds none of
-//! them. `cargo run -p unanimous-world --bin mutants -- [--part K/N] [--model] [NAME…]`
+//! Each patch in `mutants/` is the smallest mistake that breaks one rule, of the machines or of what the world does in the
+//! place of a shell that batches. It is applied to a copy of the sources; the copy must build, and the simulation or a
+//! golden script must fail on it. Production source holds none of them.
+//! `cargo run -p unanimous-world --bin mutants -- [--part K/N] [--model] [NAME…]`
 //!
 //! With `--model` it is the exhaustive search that must fail.
 

@@ -17,6 +17,9 @@ use crate::{
 /// Undelivered aborts, at most: small, so that the bound is reached (rule 20).
 const ABORTS_MAX: usize = 3;
 
+/// Calls that travel together, at most: small, so that the bound is reached.
+const BUNDLE_MAX: usize = 8;
+
 impl Coordinator {
     pub(super) fn recover(&mut self, record: Record, s: &mut Surroundings) -> Result<(), Crashed> {
         let id = record.header.id;
@@ -290,6 +293,7 @@ impl Coordinator {
             request: request.clone(),
             remaining: self.clock.counts(deadline_at.saturating_sub(s.now)),
             begun_at_ms,
+            lines: None,
         };
         let silence = Happening::CallEnds {
             life: self.number,
@@ -298,10 +302,40 @@ impl Coordinator {
             participant: participant.clone(),
             delivery: Delivery::Unknown("timeout".to_owned()),
         };
-        self.calls.insert(number, (id, participant, request, false));
-        s.transmit(Happening::CallArrives(call));
+        self.calls
+            .insert(number, (id, participant.clone(), request, false));
+        if s.batches.bundled.contains(&participant) {
+            self.call_together(participant, call, s);
+        } else {
+            s.transmit(Happening::CallArrives(call));
+        }
         let timeout = s.rng.between(300, 2_000);
         s.after(timeout, silence);
+    }
+
+    /// Leaves with whatever else is for that participant then.
+    fn call_together(&mut self, participant: ParticipantName, call: Call, s: &mut Surroundings) {
+        let waiting = self.leaving.entry(participant.clone()).or_default();
+        waiting.push(call);
+        if waiting.len() == 1 {
+            let delay = s.company();
+            let leave = Happening::CallsLeave {
+                life: self.number,
+                participant,
+            };
+            s.after(delay, leave);
+        }
+    }
+
+    pub(crate) fn calls_leave(&mut self, participant: &ParticipantName, s: &mut Surroundings) {
+        let calls = self.leaving.remove(participant).unwrap_or_default();
+        for calls in calls.chunks(BUNDLE_MAX) {
+            if let [_, _, ..] = calls {
+                s.counters
+                    .raise("calls that travelled together", calls.len() as u64);
+            }
+            s.transmit(Happening::CallsArrive(calls.to_vec()));
+        }
     }
 
     pub(crate) fn call_later(

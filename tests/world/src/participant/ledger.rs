@@ -46,6 +46,18 @@ impl fmt::Display for Operation {
 }
 
 impl Operation {
+    /// The key that it holds until the outcome.
+    pub(crate) fn key(&self) -> Option<u64> {
+        match self {
+            Self::Lock { key } => Some(*key),
+            Self::Debit { .. }
+            | Self::Credit { .. }
+            | Self::Shuffle { .. }
+            | Self::Look
+            | Self::Refuse => None,
+        }
+    }
+
     pub(crate) fn json(self) -> String {
         match self {
             Self::Debit { account, amount } => format!(r#"{{"debit":[{account},{amount}]}}"#),

@@ -44,16 +44,7 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn keys(&self) -> impl Iterator<Item = u64> {
-        self.operations
-            .iter()
-            .filter_map(|operation| match operation {
-                Operation::Lock { key } => Some(*key),
-                Operation::Debit { .. }
-                | Operation::Credit { .. }
-                | Operation::Shuffle { .. }
-                | Operation::Look
-                | Operation::Refuse => None,
-            })
+        self.operations.iter().filter_map(Operation::key)
     }
 }
 

@@ -11,6 +11,7 @@ use unanimous_protocol::{
 
 use super::{
     Participant, ReplyTo, Waiter, WaitingAnswer,
+    lane::Brings,
     ledger::Operation,
     local::{Cell, KeyHeld, Local, Row, Value, no, refused},
 };
@@ -37,6 +38,15 @@ impl Participant {
             call_ends(&call, Delivery::Refused(why), s);
             return Ok(());
         };
+        self.called_at(process, call, s)
+    }
+
+    pub(super) fn called_at(
+        &mut self,
+        process: ProcessNumber,
+        call: Call,
+        s: &mut Surroundings,
+    ) -> Result<(), Crashed> {
         s.crash_point()?;
         // A round of pruning, now and then.
         if let Some(mark) = call.low_water
@@ -47,13 +57,17 @@ impl Participant {
             self.prune(mark, s)?;
         }
         match call.request.clone() {
+            Request::Prepare(_) if self.may_share(process, &call, s) => {
+                self.waits(process, call.id, Brings::Prepare(call), s);
+                Ok(())
+            }
             Request::Prepare(_) => {
                 let preparing = Preparing { call, since: None };
                 self.prepare(process, preparing, s)
             }
             Request::Commit => {
-                let reply_to = Some((call.life, call.number));
-                self.message(process, call.id, Event::CommitReceived, None, reply_to, s)
+                let reply_to = Some(call.reply_to());
+                self.outcome(process, call.id, Event::CommitReceived, reply_to, s)
             }
             Request::Abort => {
                 let waiting = self
@@ -64,8 +78,9 @@ impl Participant {
                     let why = "an abort arrived while it waited".to_owned();
                     call_ends(&waiter.call, Delivery::Unknown(why), s);
                 }
-                let reply_to = Some((call.life, call.number));
-                self.message(process, call.id, Event::AbortReceived, None, reply_to, s)
+                self.withdraw(process, call.id, s);
+                let reply_to = Some(call.reply_to());
+                self.outcome(process, call.id, Event::AbortReceived, reply_to, s)
             }
         }
     }
@@ -77,7 +92,7 @@ impl Participant {
         s: &mut Surroundings,
     ) -> Result<(), Crashed> {
         let call = &preparing.call;
-        let (id, reply_to) = (call.id, (call.life, call.number));
+        let (id, reply_to) = (call.id, call.reply_to());
         let Request::Prepare(prepare) = &call.request else {
             return Ok(());
         };
@@ -211,9 +226,9 @@ impl Participant {
                 {
                     // The service could not find out: rolled back, 503, asked again.
                     s.counters.add("service failures");
-                    if let Some(to) = reply_to {
+                    if let Some(to) = &reply_to {
                         let failed = Delivery::Unknown("503".to_owned());
-                        ends(to, id, &row.name, failed, s);
+                        s.reply(to, id, &row.name, failed);
                     }
                     return Ok(());
                 }
@@ -239,9 +254,9 @@ impl Participant {
                         Err(KeyHeld::GiveUp(key, GiveUp::Busy)) => {
                             s.counters.add("prepares that gave up waiting for a key");
                             trace!(s, "{}: {id} waited for key {key} in vain", self.name);
-                            if let Some(to) = reply_to {
+                            if let Some(to) = &reply_to {
                                 let busy = Delivery::Unknown("503 key-busy".to_owned());
-                                ends(to, id, &row.name, busy, s);
+                                s.reply(to, id, &row.name, busy);
                             }
                             return Ok(());
                         }
@@ -307,9 +322,9 @@ impl Participant {
                     s.counters.add("prepares below the low-water mark");
                     trace!(s, "{}: {id} is below {low_water}", self.name);
                     s.checker.refused_below_the_mark(id, &row.name);
-                    if let Some(to) = reply_to {
+                    if let Some(to) = &reply_to {
                         let ended = no(RefusalCode::BelowLowWater, "it has ended".to_owned());
-                        ends(to, id, &row.name, Delivery::Answered(Reply::Vote(ended)), s);
+                        s.reply(to, id, &row.name, Delivery::Answered(Reply::Vote(ended)));
                     }
                 }
                 Effect::Answer {
@@ -321,9 +336,9 @@ impl Participant {
                             .violated(format!("{}: {id} was prepared otherwise", self.name));
                     }
                     trace!(s, "{}: {id} was prepared otherwise", self.name);
-                    if let Some(to) = reply_to {
+                    if let Some(to) = &reply_to {
                         let changed = Delivery::Answered(Reply::Vote(refused("prepare-changed")));
-                        ends(to, id, &row.name, changed, s);
+                        s.reply(to, id, &row.name, changed);
                     }
                 }
             }
@@ -367,27 +382,13 @@ impl Participant {
         }
         let any_forced = answers.iter().any(|(_, forced)| *forced);
         if wrote || any_forced {
-            let delay = if any_forced {
-                // A slow disk, now and then: what is visible stays undurable for long.
-                let slow = !s.temper.calm && s.rng.chance(2_000);
-                s.rng.between(1, if slow { 1_000 } else { 10 })
-            } else {
-                s.rng.between(100, 1_500)
-            };
-            s.carry(
-                delay,
-                Happening::Flush {
-                    participant: self.name.clone(),
-                    incarnation: self.incarnation,
-                    position,
-                },
-            );
+            self.flush_soon(position, any_forced, s);
         }
         s.crash_point()?;
         for (reply, forced) in answers {
             if forced {
                 if let Some(process) = self.processes.get_mut(&number) {
-                    let to = reply_to.map(|to| (to, row.name.clone()));
+                    let to = reply_to.clone().map(|to| (to, row.name.clone()));
                     process.answers.push(WaitingAnswer {
                         position,
                         id,
@@ -396,11 +397,30 @@ impl Participant {
                     });
                 }
             } else {
-                let to = reply_to.map(|to| (to, row.name.clone()));
+                let to = reply_to.clone().map(|to| (to, row.name.clone()));
                 self.reply(id, reply, to, s);
             }
         }
         Ok(())
+    }
+
+    /// The database forces its log: at once, or some time.
+    pub(super) fn flush_soon(&self, position: u64, forced: bool, s: &mut Surroundings) {
+        let delay = if forced {
+            // A slow disk, now and then: what is visible stays undurable for long.
+            let slow = !s.temper.calm && s.rng.chance(2_000);
+            s.rng.between(1, if slow { 1_000 } else { 10 })
+        } else {
+            s.rng.between(100, 1_500)
+        };
+        s.carry(
+            delay,
+            Happening::Flush {
+                participant: self.name.clone(),
+                incarnation: self.incarnation,
+                position,
+            },
+        );
     }
 
     /// A key is held from a yes until the outcome, by one branch.
@@ -438,35 +458,13 @@ impl Participant {
             .map(|low_water| State::Pruned { low_water });
         let row = self.row(id).map(|row| &row.state);
         let visible = row.or(pruned.as_ref());
-        trace!(s, "{name} → {}: {id} {}", to.0, words::reply(&reply));
+        trace!(s, "{name} → {}: {id} {}", to.life, words::reply(&reply));
         s.checker
             .participant_says(id, &name, &reply, visible, durable);
-        ends(to, id, &name, Delivery::Answered(reply), s);
+        s.reply(&to, id, &name, Delivery::Answered(reply));
     }
 }
 
-fn call_ends(call: &Call, delivery: Delivery<Reply>, s: &mut Surroundings) {
-    ends(
-        (call.life, call.number),
-        call.id,
-        &call.participant,
-        delivery,
-        s,
-    );
-}
-
-fn ends(
-    (life, number): ReplyTo,
-    id: TransactionId,
-    participant: &ParticipantName,
-    delivery: Delivery<Reply>,
-    s: &mut Surroundings,
-) {
-    s.transmit_once(Happening::CallEnds {
-        life,
-        number,
-        id,
-        participant: participant.clone(),
-        delivery,
-    });
+pub(super) fn call_ends(call: &Call, delivery: Delivery<Reply>, s: &mut Surroundings) {
+    s.reply(&call.reply_to(), call.id, &call.participant, delivery);
 }

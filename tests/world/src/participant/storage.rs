@@ -50,7 +50,12 @@ impl Participant {
             return;
         }
         self.is_up = false;
-        self.processes.clear();
+        self.outlived.clear();
+        for process in std::mem::take(&mut self.processes).into_values() {
+            if s.batches.shared.contains(&self.name) && s.batches.rng.chance(6_000) {
+                self.outlived.push(process.lane.promises);
+            }
+        }
         s.counters.add("participant crashes");
         let (lost, durable) = self.disk.crash(keeping);
         trace!(s, "{}: crashes, and loses {}", self.name, cells(&lost));
@@ -197,6 +202,7 @@ impl Participant {
             process.sessions.contains_key(&id)
                 || process.waiters.contains_key(&id)
                 || process.answers.iter().any(|answer| answer.id == id)
+                || process.lane.holds(id)
         };
         if let Some(row) = self.row(id) {
             let mark = self.mark(id.prefix());
@@ -229,7 +235,14 @@ impl Participant {
     /// How many things its processes hold.
     pub(crate) fn in_memory(&self) -> usize {
         let held = |process: &Process| {
-            process.sessions.len() + process.waiters.len() + process.answers.len()
+            let Process {
+                sessions,
+                waiters,
+                answers,
+                lane,
+                ..
+            } = process;
+            sessions.len() + waiters.len() + answers.len() + lane.len()
         };
         self.processes.values().map(held).sum()
     }

@@ -1,5 +1,7 @@
 //! Everything that happens: what travels, from where to where, and the timers; and by which words a script finds it.
 
+use std::collections::BTreeSet;
+
 use unanimous_protocol::{
     coordinator::{EnlistRefused, Enlisted},
     id::{Node, ParticipantName, TransactionId},
@@ -8,7 +10,7 @@ use unanimous_protocol::{
     record::{AbortCode, IdempotencyKey},
 };
 
-use super::{LifeNumber, Millis};
+use super::{LifeNumber, Lines, Millis, ReplyTo};
 use crate::{log, words};
 
 /// Where a message comes from or goes to.
@@ -114,6 +116,18 @@ pub(crate) struct Call {
     /// When the transaction began, by the wall clock of the coordinator that began it.
     pub(crate) begun_at_ms: i64,
     pub(crate) low_water: Option<TransactionId>,
+    /// Once it has arrived, with others.
+    pub(crate) lines: Option<Lines>,
+}
+
+impl Call {
+    pub(crate) fn reply_to(&self) -> ReplyTo {
+        ReplyTo {
+            life: self.life,
+            number: self.number,
+            lines: self.lines.clone(),
+        }
+    }
 }
 
 /// Interactive work that a client asks a participant for.
@@ -131,6 +145,13 @@ pub(crate) struct Work {
 #[derive(Clone, Debug)]
 pub(crate) enum Happening {
     CallArrives(Call),
+    /// Calls of one life to one participant that left at the same time.
+    CallsArrive(Vec<Call>),
+    /// What waits at a life for a participant leaves.
+    CallsLeave {
+        life: LifeNumber,
+        participant: ParticipantName,
+    },
     CallEnds {
         life: LifeNumber,
         number: u64,
@@ -222,6 +243,17 @@ pub(crate) enum Happening {
         process: ProcessNumber,
         waiter: u64,
     },
+    /// What waits at a process shares a local transaction.
+    TogetherRun {
+        participant: ParticipantName,
+        process: ProcessNumber,
+    },
+    /// What was to share one runs alone.
+    AloneRun {
+        participant: ParticipantName,
+        process: ProcessNumber,
+        message: u64,
+    },
     CutHeals(Place, Place),
     ClientActs {
         client: usize,
@@ -262,6 +294,10 @@ impl Happening {
         let participant = |name: &ParticipantName| Place::Participant(name.clone());
         Some(match self {
             Self::CallArrives(call) => (coordinator(&call.life), participant(&call.participant)),
+            Self::CallsArrive(calls) => {
+                let call = calls.first()?;
+                (coordinator(&call.life), participant(&call.participant))
+            }
             Self::CallEnds {
                 life,
                 participant: from,
@@ -300,6 +336,9 @@ impl Happening {
             | Self::SessionDeadline { .. }
             | Self::InquiryTick { .. }
             | Self::KeyWait { .. }
+            | Self::CallsLeave { .. }
+            | Self::TogetherRun { .. }
+            | Self::AloneRun { .. }
             | Self::CutHeals(..)
             | Self::ClientActs { .. }
             | Self::RestartCoordinator(_)
@@ -327,6 +366,18 @@ impl Happening {
                 name(call.id),
                 call.life.to_string(),
             ],
+            Self::CallsArrive(calls) => {
+                let mut words = vec!["calls".into()];
+                for call in calls {
+                    words.push(call.request.kind().as_str().into());
+                    words.push(call.participant.to_string());
+                    words.push(name(call.id));
+                    words.push(call.life.to_string());
+                }
+                let mut seen = BTreeSet::new();
+                words.retain(|word: &String| seen.insert(word.clone()));
+                words
+            }
             Self::CallEnds {
                 life,
                 id,
@@ -406,6 +457,9 @@ impl Happening {
             | Self::SessionDeadline { .. }
             | Self::InquiryTick { .. }
             | Self::KeyWait { .. }
+            | Self::CallsLeave { .. }
+            | Self::TogetherRun { .. }
+            | Self::AloneRun { .. }
             | Self::CutHeals(..)
             | Self::ClientActs { .. }
             | Self::RestartCoordinator(_)

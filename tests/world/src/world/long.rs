@@ -16,7 +16,7 @@ use super::{Failure, HEALING, World, end_of};
 use crate::{
     client::Client,
     rng::Rng,
-    surroundings::{Counters, Happening, Millis, Temper},
+    surroundings::{Batching, Counters, Happening, Millis, Temper},
 };
 
 /// When a transaction is first looked at, after its beginning: its deadline, by the slowest clock, and then the latest
@@ -94,7 +94,7 @@ pub fn run_long(seed: u64, transactions: u64) -> Result<(Counters, Maxima), Box<
     temper.betrays = false;
     temper.log_goes_back = false;
     temper.chaos_until = Millis::MAX / 2;
-    let mut world = World::new(rng, temper, false);
+    let mut world = World::new(rng, temper, Batching::Drawn, false);
     world.s.over_after = Some(OVER_AFTER);
     world.long = Some(Long {
         wanted: transactions,
