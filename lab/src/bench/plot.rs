@@ -1,5 +1,7 @@
 //! Latency against load, as a picture: up and to the right a way does more and takes longer.
 
+use std::ops::Range;
+
 use anyhow::Context;
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -34,13 +36,8 @@ pub fn plot(report: &Report) -> anyhow::Result<String> {
 
 fn draw(report: &Report, area: &DrawingArea<SVGBackend<'_>, Shift>) -> anyhow::Result<()> {
     let points = report.medians.iter();
-    let per_second = points.clone().map(|point| point.per_second);
-    let latencies = points.flat_map(|point| [point.p50_ms, point.p99_ms]);
-    let most = per_second
-        .reduce(f64::max)
-        .context("nothing was measured")?;
-    let slowest = latencies.clone().reduce(f64::max).unwrap_or(1.0);
-    let fastest = latencies.reduce(f64::min).unwrap_or(1.0);
+    let loads = extent(points.clone().map(|point| point.per_second))?;
+    let latencies = extent(points.flat_map(|point| [point.p50_ms, point.p99_ms]))?;
 
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(area)
@@ -48,16 +45,13 @@ fn draw(report: &Report, area: &DrawingArea<SVGBackend<'_>, Shift>) -> anyhow::R
         .caption("Latency against load", (FONT, 22))
         .x_label_area_size(48)
         .y_label_area_size(64)
-        .build_cartesian_2d(
-            0.0..most * ROOM,
-            (fastest / ROOM..slowest * ROOM).log_scale(),
-        )?;
+        .build_cartesian_2d(loads.log_scale(), latencies.log_scale())?;
     chart
         .configure_mesh()
         .light_line_style(BLACK.mix(0.06))
         .x_desc("transfers per second; the numbers are clients")
         .y_desc("milliseconds until the client knows")
-        .x_label_formatter(&|per_second| format!("{per_second:.0}"))
+        .x_label_formatter(&|per_second| format!("{per_second}"))
         .y_label_formatter(&|milliseconds| format!("{milliseconds}"))
         .label_style((FONT, 14))
         .draw()?;
@@ -87,7 +81,7 @@ fn draw(report: &Report, area: &DrawingArea<SVGBackend<'_>, Shift>) -> anyhow::R
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
+        .position(SeriesLabelPosition::UpperLeft)
         .background_style(WHITE.mix(0.9))
         .border_style(BLACK.mix(0.3))
         .label_font((FONT, 14))
@@ -95,4 +89,12 @@ fn draw(report: &Report, area: &DrawingArea<SVGBackend<'_>, Shift>) -> anyhow::R
     let note = (FONT, 12).into_font().color(&BLACK.mix(0.6));
     area.draw_text("thick: p50, thin: p99", &note, (90, 16))?;
     Ok(())
+}
+
+/// From the least to the most, with room on both sides.
+fn extent(values: impl Iterator<Item = f64> + Clone) -> anyhow::Result<Range<f64>> {
+    let least = values.clone().reduce(f64::min);
+    let most = values.reduce(f64::max);
+    let (least, most) = least.zip(most).context("nothing was measured")?;
+    Ok(least / ROOM..most * ROOM)
 }

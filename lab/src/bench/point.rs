@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Costs, Way};
+use super::{Costs, Way, took};
 
 /// One measurement, or the median of some.
 #[derive(Clone, Debug, Serialize)]
@@ -64,12 +64,7 @@ pub(super) fn medians(points: &[Point], clients: &[usize]) -> Vec<Point> {
 }
 
 fn median(of: &[&Point]) -> Option<Point> {
-    let middle = |value: &dyn Fn(&Point) -> f64| {
-        let mut values: Vec<f64> = of.iter().map(|point| value(point)).collect();
-        values.sort_by(f64::total_cmp);
-        let (low, high) = (values.len().saturating_sub(1) / 2, values.len() / 2);
-        f64::midpoint(values[low], values[high])
-    };
+    let middle = |value: &dyn Fn(&Point) -> f64| took::median(of.iter().map(|point| value(point)));
     let middle_if = |value: &dyn Fn(&Point) -> Option<f64>| {
         let all = of.iter().all(|point| value(point).is_some());
         all.then(|| middle(&|point| value(point).unwrap_or_default()))

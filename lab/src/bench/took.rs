@@ -19,3 +19,11 @@ impl Took {
         found.unwrap_or_default().as_secs_f64() * 1e3
     }
 }
+
+/// The middle one, or what lies between the two of them. Zero of nothing.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let of = |place: usize| values.get(place).copied().unwrap_or_default();
+    f64::midpoint(of(values.len().saturating_sub(1) / 2), of(values.len() / 2))
+}

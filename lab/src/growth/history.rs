@@ -12,13 +12,15 @@ use super::in_flight::settled;
 use super::participants::{PROMPT, Participants};
 use crate::alone::Alone;
 use crate::bench::measure::{Metrics, cpu_of};
-use crate::bench::took::Took;
+use crate::bench::took::{Took, median};
 use crate::lean::Lean;
 
 /// How often a page is read.
 const READ: usize = 40;
 /// Who decides side by side where a decision's cost is looked at.
 const CLIENTS: usize = 8;
+/// How often each log's transfers are measured.
+const ROUNDS: usize = 5;
 
 /// What was measured with so many records in the log.
 #[derive(Clone, Debug, Serialize)]
@@ -61,45 +63,95 @@ struct Listed {
     next: Option<String>,
 }
 
-pub(super) async fn measure(plan: &Plan, records: usize) -> anyhow::Result<History> {
-    let participants = Participants::start().await?;
-    let mut alone = Alone::start(&plan.programs.unanimous, &participants.registered()).await?;
-    let ready = alone.fill(records).await?;
-    let mut reader = Lean::connect(alone.address).await?;
-    let admin = alone.admin;
-    let pages = pages(&mut reader, records).await?;
+/// A coordinator on its log, and what was measured of it so far.
+struct Stage {
+    alone: Alone,
+    records: usize,
+    ready: Duration,
+    pages: Vec<Page>,
+    rounds: Vec<Round>,
+    // Dropped after the coordinator that asks them.
+    _participants: Participants,
+}
 
-    let transfers = async || {
-        begin(
-            alone.address,
-            PROMPT,
-            "decided",
-            200,
-            plan.transfers,
-            CLIENTS,
-        )
-        .await
-    };
-    transfers().await?;
-    settled(admin).await?;
-    let coordinator = alone.process.id();
-    let (counted, used) = (Counted::read(admin).await?, cpu_of(coordinator)?);
-    let took = transfers().await?;
-    settled(admin).await?;
-    let (counted, used) = (
-        Counted::read(admin).await?.since(&counted),
-        cpu_of(coordinator)? - used,
-    );
-    Ok(History {
-        records,
-        ready_ms: ready.as_secs_f64() * 1e3,
-        pages,
-        transfer_p50_ms: took.ms(50),
-        transfer_p99_ms: took.ms(99),
-        coordinator_us: used.as_secs_f64() * 1e6 / plan.transfers as f64,
-        decide_ms: counted.seconds * 1e3 / counted.writes.max(1.0),
-        decisions_each: counted.decisions / counted.writes.max(1.0),
-    })
+/// A number of transfers.
+struct Round {
+    took: Took,
+    used: Duration,
+    counted: Counted,
+}
+
+/// All logs side by side, so that their transfers can take turns: the machine's noise hits all alike.
+pub(super) async fn measure(
+    plan: &Plan,
+    mut tell: impl FnMut(&str),
+) -> anyhow::Result<Vec<History>> {
+    let mut stages = Vec::new();
+    for &records in &plan.records {
+        tell(&format!("{records} records in the log"));
+        stages.push(Stage::prepare(plan, records).await?);
+    }
+    tell("transfers on each of these logs by turns");
+    // The first round is for warming up.
+    for round in 0..=ROUNDS {
+        for stage in &mut stages {
+            let measured = stage.round(plan.transfers).await?;
+            if round > 0 {
+                stage.rounds.push(measured);
+            }
+        }
+    }
+    Ok(stages.iter().map(|stage| stage.history(plan)).collect())
+}
+
+impl Stage {
+    async fn prepare(plan: &Plan, records: usize) -> anyhow::Result<Self> {
+        let participants = Participants::start().await?;
+        let mut alone = Alone::start(&plan.programs.unanimous, &participants.registered()).await?;
+        let ready = alone.fill(records).await?;
+        // What filling has written is not to reach the disk in the middle of what is measured.
+        tokio::task::spawn_blocking(nix::unistd::sync).await?;
+        let mut reader = Lean::connect(alone.address).await?;
+        let pages = pages(&mut reader, records).await?;
+        Ok(Self {
+            alone,
+            records,
+            ready,
+            pages,
+            rounds: Vec::new(),
+            _participants: participants,
+        })
+    }
+
+    async fn round(&self, transfers: usize) -> anyhow::Result<Round> {
+        let Alone { address, admin, .. } = self.alone;
+        let coordinator = self.alone.process.id();
+        let (counted, used) = (Counted::read(admin).await?, cpu_of(coordinator)?);
+        let took = begin(address, PROMPT, "decided", 200, transfers, CLIENTS).await?;
+        settled(admin).await?;
+        Ok(Round {
+            took,
+            used: cpu_of(coordinator)? - used,
+            counted: Counted::read(admin).await?.since(&counted),
+        })
+    }
+
+    /// The median of each over the rounds.
+    fn history(&self, plan: &Plan) -> History {
+        let median = |value: &dyn Fn(&Round) -> f64| median(self.rounds.iter().map(value));
+        History {
+            records: self.records,
+            ready_ms: self.ready.as_secs_f64() * 1e3,
+            pages: self.pages.clone(),
+            transfer_p50_ms: median(&|round| round.took.ms(50)),
+            transfer_p99_ms: median(&|round| round.took.ms(99)),
+            coordinator_us: median(&|round| round.used.as_secs_f64() * 1e6) / plan.transfers as f64,
+            decide_ms: median(&|round| round.counted.seconds * 1e3 / round.counted.writes.max(1.0)),
+            decisions_each: median(&|round| {
+                round.counted.decisions / round.counted.writes.max(1.0)
+            }),
+        }
+    }
 }
 
 /// The log's own counts.

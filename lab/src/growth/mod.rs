@@ -63,11 +63,7 @@ pub async fn run(plan: &Plan, mut tell: impl FnMut(&str)) -> anyhow::Result<Repo
         tell(&format!("{transactions} transactions in flight"));
         in_flight.push(in_flight::measure(plan, transactions).await?);
     }
-    let mut histories = Vec::new();
-    for &records in &plan.records {
-        tell(&format!("{records} records in the log"));
-        histories.push(history::measure(plan, records).await?);
-    }
+    let histories = history::measure(plan, tell).await?;
     Ok(Report {
         machine,
         in_flight,

@@ -72,15 +72,15 @@ fn histories(report: &Report, out: &mut impl Write) -> io::Result<()> {
     };
     let records = report.histories.iter();
     let records: String = { records }
-        .map(|history| format!("{:>16}", history.records))
+        .map(|history| format!("{:>12}", history.records))
         .collect();
-    writeln!(out, "\n{:<42}{records}", "records in the log")?;
+    writeln!(out, "\n{:<52}{records}", "records in the log")?;
     let mut line = |name: &str, value: &dyn Fn(&History) -> String| {
         let values = report.histories.iter();
         let values: String = values
-            .map(|history| format!("{:>16}", value(history)))
+            .map(|history| format!("{:>12}", value(history)))
             .collect();
-        writeln!(out, "{name:<42}{values}")
+        writeln!(out, "{name:<52}{values}")
     };
     line("ready after, ms", &|history| {
         format!("{:.0}", history.ready_ms)
