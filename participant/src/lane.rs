@@ -12,9 +12,9 @@
 //! - **Nobody sees a neighbour half done.** Beside others a branch runs one statement ([`Gate`]); whose code wants more gets
 //!   a turn of its own within the transaction, from its first statement to its last.
 //! - **Outcomes never wait behind prepares** (design rule 17). A run is over within [`PATIENCE`], no lock is waited for
-//!   longer than [`LOCK_MAX`](crate::intent_log::together::LOCK_MAX), and whoever has not been told within [`TOLD_MAX`] goes
-//!   alone, on another connection. A prepare that takes keys never goes this way.
-//! - **The protocol decides** ([`unanimous_protocol::branch`]). The lane asks each branch's machine what a good end would
+//!   longer than [`LOCK_MAX`](crate::intent_log::together::LOCK_MAX), outcomes leave first, and one that was not told
+//!   within [`OUTCOME_TOLD_MAX`] goes alone, on another connection. A prepare that takes keys never goes this way.
+//! - **The protocol decides** ([`unanimous_protocol::together`]). The lane asks each branch's machine what a good end would
 //!   store, has that written at once, and commits only where the machine stored just that in the end.
 //!
 //! What it leaves out: interactive work, keys, tombstones, repeats. They go alone. A service's code that blocks its thread
@@ -58,9 +58,11 @@ const WAITING_MAX: usize = 4_096;
 /// Of them with a turn of their own, at most: turns add up.
 const IN_TURN_MAX: usize = 16;
 /// The work of a run, at most: who is not done by then goes alone.
-const PATIENCE: Duration = Duration::from_millis(200);
-/// From its arrival until its answer a message stays in the lane for so long; then it goes alone.
-const TOLD_MAX: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(100);
+/// From its arrival until its answer an outcome stays in the lane for so long; then it goes alone.
+const OUTCOME_TOLD_MAX: Duration = Duration::from_millis(200);
+/// A prepare has more time: where very many wait, to send them alone would only make it worse.
+const PREPARE_TOLD_MAX: Duration = Duration::from_secs(1);
 /// Runs of one batch. Each but the last takes somebody out.
 const RUNS_MAX: usize = 4;
 /// So many in a row that did not fit are no accident.
@@ -130,7 +132,8 @@ enum Place {
 
 #[derive(Default)]
 struct Desk {
-    waiting: VecDeque<Waiting>,
+    outcomes_waiting: VecDeque<Waiting>,
+    prepares_waiting: VecDeque<Waiting>,
     /// Somebody is running batches.
     led: bool,
     drawn: u64,
@@ -150,6 +153,18 @@ struct Ways {
 }
 
 impl Desk {
+    fn is_empty(&self) -> bool {
+        self.outcomes_waiting.is_empty() && self.prepares_waiting.is_empty()
+    }
+
+    fn waiting(&mut self, is_prepare: bool) -> &mut VecDeque<Waiting> {
+        if is_prepare {
+            &mut self.prepares_waiting
+        } else {
+            &mut self.outcomes_waiting
+        }
+    }
+
     fn ways(&mut self, is_prepare: bool) -> &mut Ways {
         if is_prepare {
             &mut self.prepares
@@ -167,7 +182,7 @@ impl Lead {
     /// Whether nobody waits any more. Then whoever comes next leads.
     fn ends(&self) -> bool {
         let mut desk = self.0.lane.desk();
-        desk.led = !desk.waiting.is_empty();
+        desk.led = !desk.is_empty();
         !desk.led
     }
 }
@@ -206,14 +221,14 @@ impl Lane {
         message: Message,
     ) -> Option<(u64, oneshot::Receiver<Option<Answer>>)> {
         let mut desk = self.desk();
-        let way = &mut desk.ways(message.is_prepare()).alone;
-        if way.takes() || desk.waiting.len() >= WAITING_MAX {
+        let is_prepare = message.is_prepare();
+        if desk.ways(is_prepare).alone.takes() || desk.waiting(is_prepare).len() >= WAITING_MAX {
             return None;
         }
         let (answer, told) = oneshot::channel();
         desk.drawn += 1;
         let ticket = desk.drawn;
-        desk.waiting.push_back(Waiting {
+        desk.waiting(is_prepare).push_back(Waiting {
             ticket,
             branch: branch.clone(),
             message,
@@ -224,41 +239,44 @@ impl Lane {
     }
 
     /// Whether the message had not left yet.
-    fn withdraw(&self, ticket: u64) -> bool {
-        let waiting = &mut self.desk().waiting;
+    fn withdraw(&self, ticket: u64, is_prepare: bool) -> bool {
+        let mut desk = self.desk();
+        let waiting = desk.waiting(is_prepare);
         let at = waiting.iter().position(|waiting| waiting.ticket == ticket);
         at.is_some_and(|at| waiting.remove(at).is_some())
     }
 
-    /// The next batch: each branch once, and what is too late sent alone.
+    /// The next batch, outcomes first: each branch once, and what is too late sent alone.
     fn collect(&self, now: Instant) -> Vec<Going> {
         let mut desk = self.desk();
         let mut branches = HashSet::new();
-        let mut later = VecDeque::new();
         let mut going = Vec::new();
         let mut in_turn_left = IN_TURN_MAX;
-        while going.len() < TOGETHER_MAX
-            && let Some(waiting) = desk.waiting.pop_front()
-        {
-            // Past its deadline it is refused, alone.
-            if matches!(&waiting.message, Message::Prepare { until, .. } if *until <= now) {
-                continue;
+        for is_prepare in [false, true] {
+            let mut later = VecDeque::new();
+            while going.len() < TOGETHER_MAX
+                && let Some(waiting) = desk.waiting(is_prepare).pop_front()
+            {
+                // Past its deadline it is refused, alone.
+                if matches!(&waiting.message, Message::Prepare { until, .. } if *until <= now) {
+                    continue;
+                }
+                if in_turn_left == 0 || !branches.insert(waiting.branch.clone()) {
+                    later.push_back(waiting);
+                    continue;
+                }
+                let in_turn = desk.ways(is_prepare).in_turn.takes();
+                let promise = match &waiting.message {
+                    Message::Prepare { .. } => None,
+                    Message::Outcome(_) => self.promises().of(&waiting.branch),
+                };
+                let next = Going::new(waiting, promise, in_turn);
+                in_turn_left -= usize::from(next.in_turn);
+                going.push(next);
             }
-            if in_turn_left == 0 || !branches.insert(waiting.branch.clone()) {
-                later.push_back(waiting);
-                continue;
+            while let Some(waiting) = later.pop_back() {
+                desk.waiting(is_prepare).push_front(waiting);
             }
-            let in_turn = desk.ways(waiting.message.is_prepare()).in_turn.takes();
-            let promise = match &waiting.message {
-                Message::Prepare { .. } => None,
-                Message::Outcome(_) => self.promises().of(&waiting.branch),
-            };
-            let next = Going::new(waiting, promise, in_turn);
-            in_turn_left -= usize::from(next.in_turn);
-            going.push(next);
-        }
-        while let Some(waiting) = later.pop_back() {
-            desk.waiting.push_front(waiting);
         }
         going
     }
@@ -275,16 +293,22 @@ impl Shared {
         if !self.connections.has_lane() {
             return Together::Alone;
         }
+        let is_prepare = message.is_prepare();
         let Some((ticket, mut told)) = self.lane.enter(branch, message) else {
             return Together::Alone;
         };
         self.lead();
-        let patience = Instant::now() + TOLD_MAX;
+        let patience = Instant::now()
+            + if is_prepare {
+                PREPARE_TOLD_MAX
+            } else {
+                OUTCOME_TOLD_MAX
+            };
         let told = tokio::select! {
             biased;
             told = tokio::time::timeout_at(patience, &mut told) => told,
             () = cancelled => {
-                if self.lane.withdraw(ticket) {
+                if self.lane.withdraw(ticket, is_prepare) {
                     return Together::Cancelled;
                 }
                 // It runs, and will soon be over.
@@ -296,7 +320,7 @@ impl Shared {
             Ok(Err(_taken_out)) => Together::Alone,
             Err(_elapsed) => {
                 // Where it has left already, its row tells the one from the other.
-                self.lane.withdraw(ticket);
+                self.lane.withdraw(ticket, is_prepare);
                 Together::Alone
             }
         }
@@ -306,7 +330,7 @@ impl Shared {
     fn lead(self: &Arc<Self>) {
         {
             let mut desk = self.lane.desk();
-            if desk.led || desk.waiting.is_empty() {
+            if desk.led || desk.is_empty() {
                 return;
             }
             desk.led = true;

@@ -70,8 +70,10 @@
 //!         .start()
 //!         .await?;
 //!     // Keep connections longer than the coordinator does: it then never writes into one that is just being closed.
+//!     // Send without delay: answers come in pieces, and each would wait some 40 ms for the last one's acknowledgement.
 //!     HttpServer::new(move || App::new().service(stock.scope("/unanimous")))
 //!         .keep_alive(std::time::Duration::from_secs(75))
+//!         .tcp_nodelay(true)
 //!         .bind("0.0.0.0:8081")?
 //!         .run()
 //!         .await?;
@@ -93,6 +95,11 @@
 //! - **A refusal is [`Vote::No`], "I could not find out" is an error by `?`.** The first aborts the transaction, the
 //!   second is asked again.
 //! - **What was promised stays readable.** A new version of the service reads the operations that the old one said yes to.
+//! - **It may run for nothing.** Branches that wait share a local transaction, where their statements travel behind a row that is
+//!   only hoped to be as it should. If it is not, or another branch refuses or fails, all of it is rolled back and run again.
+//!   Beside others a branch runs one statement; one that needs more, sets something (`set_config`), or takes an advisory
+//!   lock is given a turn or a transaction of its own. What a function of yours does inside can not be seen: settings,
+//!   cursors and temporary tables there are shared with whoever is in the same transaction.
 //! - Constraints that are checked at commit (`DEFERRABLE INITIALLY DEFERRED`) fail too late to be a refusal: the vote is
 //!   then not given at all. Check in `prepare`.
 //!
@@ -164,7 +171,8 @@
 //!   database itself may fail over, a *synchronous* standby: what an asynchronous one has not received was promised to
 //!   nobody, as far as it knows. Make the pool with [`watched`], which notices when somebody cancels
 //!   (`pg_cancel_backend`) a commit that waits for that standby: Postgres answers such a commit with success.
-//! - A pool of at least 3 connections; prepares use all but two, so that commits and aborts never wait behind them. Give
+//! - A pool of at least 3 connections; prepares use all but two, so that commits and aborts never wait behind them. From 4
+//!   on one of them is kept for what goes together, which is most of it under load: the others serve keys, interactive and slow work. Give
 //!   a service's own requests a pool of their own where they can use all of it.
 //! - Several processes of one service may share one database. Different participants may, too: each leaves the other's
 //!   branches alone, also an heir its predecessor's, unless it is told ([`Builder::formerly`]).

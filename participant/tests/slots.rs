@@ -60,7 +60,7 @@ async fn a_commit_goes_at_once_while_prepares_hang_in_every_slot() {
     east.abort(&id(2)).await.is_state("aborted");
     east.abort(&id(3)).await.is_state("aborted");
     assert!(
-        begun.elapsed() < Duration::from_millis(500),
+        begun.elapsed() < Duration::from_secs(1),
         "{:?}",
         begun.elapsed()
     );
@@ -80,7 +80,7 @@ async fn an_abort_does_not_wait_behind_its_prepare_that_waits_for_a_slot() {
             tokio::spawn(async move { post(&participant, "/v1/prepare", &body).await })
         })
         .collect();
-    east.until("SELECT count(*) = 3 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND datname = current_database() AND pid <> pg_backend_pid()")
+    east.until("SELECT count(*) = 2 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND datname = current_database() AND pid <> pg_backend_pid()")
         .await;
     let one = id(1);
     let begun = Instant::now();

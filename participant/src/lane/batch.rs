@@ -21,10 +21,11 @@ use tokio::{
 };
 use tracing::{Instrument as _, Span};
 use unanimous_protocol::{
-    branch::{Answer, Branch, Effect, Event, State},
+    branch::{Answer, Event, State},
     id::BranchId,
     message::Vote,
     operations::BodyDigest,
+    together::{Asks, Hope, any_forced},
 };
 
 use crate::{
@@ -100,86 +101,6 @@ pub(super) enum Ended {
     Answered(Option<Answer>),
     /// It found nothing to do and did nothing: it goes alone.
     Skipped,
-}
-
-/// A branch's machine, one step into its message, and the end that is hoped for.
-struct Hope {
-    machine: Branch,
-    asks: Asks,
-    state: State,
-}
-
-/// What the machine wants done.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Asks {
-    Work,
-    Apply,
-    Undo,
-}
-
-impl Asks {
-    /// The event of having done it, where nothing stands against it.
-    fn done(self) -> Event {
-        match self {
-            Self::Work => Event::Worked(Vote::Yes),
-            Self::Apply => Event::Applied,
-            Self::Undo => Event::Undone,
-        }
-    }
-}
-
-impl Hope {
-    /// `None` where the machine wants anything else than to have one thing done: that goes alone.
-    fn of(row: State, event: Event) -> Option<Self> {
-        let mut machine = Branch::from_row(row);
-        let mut effects = Vec::new();
-        machine.step(event, &mut effects);
-        let asks = match effects.as_slice() {
-            [Effect::Work] => Asks::Work,
-            [Effect::Apply] => Asks::Apply,
-            [Effect::Undo] => Asks::Undo,
-            _ => return None,
-        };
-        let mut ahead = machine.clone();
-        effects.clear();
-        ahead.step(asks.done(), &mut effects);
-        let state = effects.into_iter().find_map(|effect| match effect {
-            Effect::Store(state) => Some(state),
-            Effect::Work
-            | Effect::Apply
-            | Effect::Undo
-            | Effect::RollBackWork
-            | Effect::ReleaseKeys
-            | Effect::Answer { .. } => None,
-        })?;
-        Some(Self {
-            machine,
-            asks,
-            state,
-        })
-    }
-
-    /// The answer, and whether its commit is to be forced; `None` where it is not the end that was hoped for.
-    fn ends(mut self, event: Event) -> Option<(Option<Answer>, bool)> {
-        let mut effects = Vec::new();
-        self.machine.step(event, &mut effects);
-        let mut stored = None;
-        let mut answer = None;
-        let mut is_forced = false;
-        for effect in effects {
-            match effect {
-                Effect::Store(state) => stored = Some(state),
-                Effect::Answer { reply, forced } => {
-                    answer = Some(reply);
-                    is_forced = forced;
-                }
-                // It holds none: those that do go alone.
-                Effect::ReleaseKeys => {}
-                Effect::Work | Effect::Apply | Effect::Undo | Effect::RollBackWork => return None,
-            }
-        }
-        (stored.as_ref() == Some(&self.state)).then_some((answer, is_forced))
-    }
 }
 
 /// What the service's code is to do for one branch, and what came of it.
@@ -261,7 +182,7 @@ pub(super) async fn run(
                 }
                 (Message::Outcome(_), None) => return None,
             };
-            Some(task(going, hope.asks, work, voted_yes, neighbours))
+            Some(task(going, hope.asks(), work, voted_yes, neighbours))
         })
         .collect();
 
@@ -297,7 +218,7 @@ pub(super) async fn run(
     let mut out = HashSet::new();
     let mut late: Vec<Option<Task<'_>>> = going.iter().map(|_| None).collect();
     for (at, going) in going.iter().enumerate() {
-        match as_hoped(service, going, &begun) {
+        match as_hoped(service, going, &hopes[at], &begun) {
             Found::AsHoped => {}
             Found::Read { work, promised } => {
                 let event = event(&going.message);
@@ -309,7 +230,7 @@ pub(super) async fn run(
                     continue;
                 };
                 let voted_yes = promised.voted_yes.clone();
-                late[at] = Some(task(going, hope.asks, work, voted_yes, neighbours));
+                late[at] = Some(task(going, hope.asks(), work, voted_yes, neighbours));
                 hopes[at] = hope;
             }
             // Nothing of it has run.
@@ -343,78 +264,110 @@ pub(super) async fn run(
     };
     drop(timeout_at(by, rest).await);
 
-    let somebody_failed = tasks.iter().flatten().any(|task| task.gate.has_failed());
-    let ended = ended(&tasks, somebody_failed);
-    let mut answers = Vec::with_capacity(going.len());
-    let mut states = Vec::with_capacity(going.len());
-    let mut forced = false;
-    let mut voted: Vec<Vec<i32>> = Vec::with_capacity(going.len());
-    let mut again = false;
-    let mut slow = HashSet::new();
-    let mut wanted_more = HashSet::new();
-    for (at, (end, hope)) in ended.into_iter().zip(hopes).enumerate() {
-        match end {
-            End::Done(event, yes) => {
-                let state = hope.state.clone();
-                match hope.ends(event) {
-                    Some((answer, is_forced)) => {
-                        answers.push(Ended::Answered(answer));
-                        states.push(state);
-                        voted.push(yes);
-                        forced |= is_forced;
-                    }
-                    None => {
-                        out.insert(at);
-                    }
-                }
-            }
-            End::Skipped => {
-                answers.push(Ended::Skipped);
-                voted.push(Vec::new());
-            }
-            End::WantsMore => {
-                wanted_more.insert(at);
-            }
-            End::Late => {
-                slow.insert(at);
-                out.insert(at);
-            }
-            End::Failed => {
-                out.insert(at);
-            }
-            End::Dragged => again = true,
-        }
-    }
+    let judged = judge(&tasks, hopes);
     drop(tasks);
-    if again || !wanted_more.is_empty() || !out.is_empty() {
-        if out.is_empty() && wanted_more.is_empty() {
-            // Nobody knows whose fault it was.
-            out = everybody;
-        }
-        for (at, going) in going.iter_mut().enumerate() {
-            going.slow = slow.contains(&at);
-            going.wanted_more = wanted_more.contains(&at);
-            going.in_turn |= going.wanted_more;
-        }
-        if somebody_failed {
-            line.forget_statements();
-        }
-        return Ran::Without(out);
+    for (at, going) in going.iter_mut().enumerate() {
+        going.slow = judged.slow.contains(&at);
+        going.wanted_more = judged.wanted_more.contains(&at);
+        going.in_turn |= going.wanted_more;
     }
-    for (going, yes) in going.iter_mut().zip(voted) {
-        going.voted = yes;
+    match judged.good {
+        Some(good) => {
+            for (going, yes) in going.iter_mut().zip(&good.voted) {
+                going.voted.clone_from(yes);
+            }
+            commit(line, &begun, going, good).await
+        }
+        None => {
+            if judged.failed {
+                // A statement prepared before a schema change may be what failed.
+                line.forget_statements();
+            }
+            if judged.out.is_empty() && judged.wanted_more.is_empty() {
+                // Nobody knows whose fault it was.
+                return Ran::Without(everybody);
+            }
+            Ran::Without(judged.out)
+        }
     }
-    commit(line, &begun, going, answers, &states, forced).await
 }
 
-async fn commit(
-    line: &Line,
-    begun: &Begun,
-    going: &[Going],
-    answers: Vec<Ended>,
-    states: &[State],
+/// What became of all of them.
+struct Judged {
+    /// Where all ended as was hoped.
+    good: Option<Good>,
+    /// Who goes alone.
+    out: HashSet<usize>,
+    slow: HashSet<usize>,
+    wanted_more: HashSet<usize>,
+    /// Whether a statement failed.
+    failed: bool,
+}
+
+/// What is committed, and then told; each in the batch's order.
+struct Good {
+    ended: Vec<Ended>,
+    voted: Vec<Vec<i32>>,
+    /// What is written, of those that are not skipped.
+    states: Vec<State>,
     forced: bool,
-) -> Ran {
+}
+
+fn judge(tasks: &[Option<Task<'_>>], hopes: Vec<Hope>) -> Judged {
+    let failed = tasks.iter().flatten().any(|task| task.gate.has_failed());
+    let mut judged = Judged {
+        good: None,
+        out: HashSet::new(),
+        slow: HashSet::new(),
+        wanted_more: HashSet::new(),
+        failed,
+    };
+    let mut ends = Vec::with_capacity(hopes.len());
+    let mut good = Good {
+        ended: Vec::with_capacity(hopes.len()),
+        voted: Vec::with_capacity(hopes.len()),
+        states: Vec::with_capacity(hopes.len()),
+        forced: false,
+    };
+    let mut dragged = false;
+    for (at, (how, hope)) in ended(tasks, failed).into_iter().zip(hopes).enumerate() {
+        match how {
+            How::Done(event, yes) => {
+                let state = hope.stores().clone();
+                if let Some(end) = hope.ends(event) {
+                    good.ended.push(Ended::Answered(end.answer.clone()));
+                    good.states.push(state);
+                    good.voted.push(yes);
+                    ends.push(end);
+                } else {
+                    judged.out.insert(at);
+                }
+            }
+            How::Skipped => {
+                good.ended.push(Ended::Skipped);
+                good.voted.push(Vec::new());
+            }
+            How::WantsMore => {
+                judged.wanted_more.insert(at);
+            }
+            How::Late => {
+                judged.slow.insert(at);
+                judged.out.insert(at);
+            }
+            How::Failed => {
+                judged.out.insert(at);
+            }
+            How::Dragged => dragged = true,
+        }
+    }
+    good.forced = any_forced(&ends);
+    if !dragged && judged.out.is_empty() && judged.wanted_more.is_empty() {
+        judged.good = Some(good);
+    }
+    judged
+}
+
+async fn commit(line: &Line, begun: &Begun, going: &[Going], good: Good) -> Ran {
     let corrected: Vec<(&BranchId, &[i32])> = going
         .iter()
         .filter_map(|going| match &going.message {
@@ -424,11 +377,11 @@ async fn commit(
             Message::Prepare { .. } | Message::Outcome(_) => None,
         })
         .collect();
-    let states: Vec<&State> = states.iter().collect();
+    let states: Vec<&State> = good.states.iter().collect();
     // Never cancelled and never hurried: from here on only the database knows (design rule 10).
-    let committing = line.commit(begun, &corrected, &states, forced);
+    let committing = line.commit(begun, &corrected, &states, good.forced);
     match tokio::time::timeout(COMMIT_MAX, committing).await {
-        Ok(Ok(())) => Ran::Committed(answers),
+        Ok(Ok(())) => Ran::Committed(good.ended),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a batch was not committed, or nobody knows; its messages go alone");
             Ran::Broken
@@ -496,12 +449,12 @@ fn rows<'a>(going: &'a [Going], hopes: &'a [Hope]) -> (Vec<New<'a>>, Vec<Ending<
             } => new.push(New {
                 branch: &going.branch,
                 operations,
-                state: &hope.state,
+                state: hope.stores(),
                 count: work.count(),
             }),
             Message::Outcome(_) => ending.push(Ending {
                 branch: &going.branch,
-                state: &hope.state,
+                state: hope.stores(),
                 known: going.promise.is_some(),
             }),
         }
@@ -521,12 +474,12 @@ enum Found {
     Otherwise,
 }
 
-fn as_hoped(service: &dyn Service, going: &Going, begun: &Begun) -> Found {
+fn as_hoped(service: &dyn Service, going: &Going, hope: &Hope, begun: &Begun) -> Found {
     match &going.message {
         Message::Prepare { .. } => {
             let transaction = going.branch.transaction;
             let row = State::without_row(transaction, None, begun.mark(transaction));
-            if begun.inserted.contains(&going.branch) && row == State::Absent {
+            if begun.inserted.contains(&going.branch) && hope.is_of(&row) {
                 Found::AsHoped
             } else {
                 Found::Otherwise
@@ -541,7 +494,10 @@ fn as_hoped(service: &dyn Service, going: &Going, begun: &Begun) -> Found {
                 };
             };
             if let Some(promise) = &going.promise {
-                let same = promised.digest == promise.digest
+                let row = State::Prepared {
+                    digest: promised.digest,
+                };
+                let same = hope.is_of(&row)
                     && promised.added.is_none()
                     && promised.voted_yes == promise.voted_yes;
                 return if same {
@@ -567,7 +523,7 @@ fn as_hoped(service: &dyn Service, going: &Going, begun: &Begun) -> Found {
 }
 
 /// How the service's code ended for one branch.
-enum End {
+enum How {
     /// What happened, and which operations voted yes.
     Done(Event, Vec<i32>),
     /// There was nothing to do.
@@ -580,38 +536,39 @@ enum End {
     Dragged,
 }
 
-fn ended(tasks: &[Option<Task<'_>>], somebody_failed: bool) -> Vec<End> {
+fn ended(tasks: &[Option<Task<'_>>], somebody_failed: bool) -> Vec<How> {
     let mut somebody_late = false;
     let mut end = |task: &Task<'_>| {
         // Also where its code went on and said yes.
         if task.gate.has_failed() || task.gate.wants_its_own() {
-            return End::Failed;
+            return How::Failed;
         }
         if task.gate.wants_more() {
-            return End::WantsMore;
+            return How::WantsMore;
         }
         match task.end.get() {
             // Statements are carried out one after the other: whoever was sent behind the late one is not late.
             None if somebody_failed || somebody_late || !task.started.load(Ordering::Relaxed) => {
-                End::Dragged
+                How::Dragged
             }
             None => {
                 somebody_late = true;
-                End::Late
+                How::Late
             }
-            Some(Err(_)) if somebody_failed => End::Dragged,
-            Some(Err(_)) => End::Failed,
+            Some(Err(_)) if somebody_failed => How::Dragged,
+            Some(Err(_)) => How::Failed,
             Some(Ok(voted)) => {
                 let event = match task.asks {
                     Asks::Work => Event::Worked(voted.vote.clone()),
-                    Asks::Apply | Asks::Undo => task.asks.done(),
+                    Asks::Apply => Event::Applied,
+                    Asks::Undo => Event::Undone,
                 };
-                End::Done(event, voted.yes.clone())
+                How::Done(event, voted.yes.clone())
             }
         }
     };
     let ended = tasks
         .iter()
-        .map(|task| task.as_ref().map_or(End::Skipped, &mut end));
+        .map(|task| task.as_ref().map_or(How::Skipped, &mut end));
     ended.collect()
 }
