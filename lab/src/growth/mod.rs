@@ -1,5 +1,5 @@
 //! What grows, and what must not: a coordinator with 10, 1,000 and 100,000 transactions in flight, and one with a short and
-//! with a long history. No bank takes part: participants of this process answer late, or at once ([`participants`]), so
+//! with a long history. No bank takes part: participants of this process answer late, or at once (`participants`), so
 //! that what is seen is the coordinator's.
 
 mod client;
