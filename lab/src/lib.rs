@@ -12,7 +12,7 @@
 //! | a kill, and the time until all has settled | [`recovery`] |
 //! | a place on the road where requests are held | [`gate`] |
 //! | what clients were told, the log, and the banks' books, compared | [`audit`] |
-//! | the same work by hand and through us, measured | [`bench`] |
+//! | the same work by hand and through us, measured | [`mod@bench`] |
 //! | what grows with what is under way, and with the history | [`growth`] |
 //! | all of it, told to somebody who has never heard of us | [`demo`] |
 //!

@@ -2,14 +2,14 @@
 //!
 //! | way | what it does | where |
 //! |---|---|---|
-//! | (a) by hand | `PREPARE TRANSACTION` on both servers in parallel, then `COMMIT PREPARED` on both | [`by_hand`] |
-//! | (b) unanimous | the one-shot request with an idempotency key, answered at the decision | [`through`] |
-//! | (c) applied | the same, answered once both banks have applied it | [`through`] |
-//! | (d) one database | one statement in one database: the floor | [`one_database`] |
+//! | (a) by hand | `PREPARE TRANSACTION` on both servers in parallel, then `COMMIT PREPARED` on both | `by_hand` |
+//! | (b) unanimous | the one-shot request with an idempotency key, answered at the decision | `through` |
+//! | (c) applied | the same, answered once both banks have applied it | `through` |
+//! | (d) one database | one statement in one database: the floor | `one_database` |
 //!
 //! Every measurement has two fresh Postgres servers, fresh banks and a fresh log, so that none inherits what another one
 //! has left; the ways take turns in an order that rotates, so that the machine's noise hits all alike; and each ends with
-//! an audit. All clients run the same closed loop ([`drive`]) on the same runtime.
+//! an audit. All clients run the same closed loop (`drive`) on the same runtime.
 
 mod by_hand;
 mod costs;
