@@ -127,7 +127,7 @@ enum Place {
     Nowhere,
     /// It carries a batch, or is being made.
     Away,
-    Here(Line),
+    Here(Box<Line>),
 }
 
 #[derive(Default)]
@@ -211,7 +211,7 @@ impl Lane {
 
     /// The first line, before anybody needs it.
     pub(crate) fn open(&self, line: Line) {
-        *self.line() = Place::Here(line);
+        *self.line() = Place::Here(Box::new(line));
     }
 
     /// `None`: alone.
@@ -387,7 +387,7 @@ impl Shared {
     }
 
     /// `None` where there is none: then one is made, and nobody waits for it.
-    fn take_line(self: &Arc<Self>) -> Option<Line> {
+    fn take_line(self: &Arc<Self>) -> Option<Box<Line>> {
         let mut place = self.lane.line();
         match std::mem::replace(&mut *place, Place::Away) {
             Place::Here(line) => return Some(line),
@@ -404,13 +404,13 @@ impl Shared {
                     "no connection for the lane; messages go alone, and it is tried again");
                 tokio::time::sleep(LINE_PAUSE).await;
             }
-            *shared.lane.line() = made.map_or(Place::Nowhere, Place::Here);
+            *shared.lane.line() = made.map_or(Place::Nowhere, |line| Place::Here(Box::new(line)));
         });
         None
     }
 
     /// Closes a line that something hangs on, and ends its server process: it may hold rows of many.
-    fn end_line(self: &Arc<Self>, line: Line) {
+    fn end_line(self: &Arc<Self>, line: Box<Line>) {
         *self.lane.line() = Place::Nowhere;
         let backend = line.backend();
         drop(line);
