@@ -62,7 +62,8 @@ impl Gate {
     }
 
     /// Holds the requests that arrive from now on and whose path, without its query, ends with
-    /// `path_end`. All others pass.
+    /// `path_end`; for `/v1/commit` and its like also the batches that hold such a message. All others
+    /// pass.
     pub fn close_for(&self, path_end: &str) {
         self.shared
             .closed_for
@@ -119,8 +120,8 @@ async fn pass(client: TcpStream, shared: Arc<Shared>) -> anyhow::Result<()> {
     let mut from_client = BufReader::new(from_client);
     let requests = async {
         while let Some(request) = read_request(&mut from_client).await? {
-            if shared.holds(&request.path) {
-                return shared.hold(request.path, &mut from_client).await;
+            if shared.holds(&request) {
+                return shared.hold(request, &mut from_client).await;
             }
             to_server.write_all(&request.bytes).await?;
         }
@@ -137,24 +138,28 @@ async fn pass(client: TcpStream, shared: Arc<Shared>) -> anyhow::Result<()> {
 }
 
 impl Shared {
-    fn holds(&self, path: &str) -> bool {
+    fn holds(&self, request: &Request) -> bool {
         let closed_for = self.closed_for.borrow();
-        closed_for.as_ref().is_some_and(|end| path.ends_with(end))
+        closed_for.as_ref().is_some_and(|end| request.is_for(end))
     }
 
     /// Returns when the gate opens or the sender is gone; the request goes nowhere in both cases.
     async fn hold(
         &self,
-        path: String,
+        request: Request,
         client: &mut (impl AsyncRead + Unpin),
     ) -> anyhow::Result<()> {
         let mut closed_for = self.closed_for.subscribe();
-        self.held.send_modify(|held| held.push(path.clone()));
-        let held = Held { shared: self, path };
+        self.held
+            .send_modify(|held| held.push(request.path.clone()));
+        let _held = Held {
+            shared: self,
+            path: request.path.clone(),
+        };
         tokio::select! {
             // Whatever else it sends, it does not wait for the answer to what it sent.
             _ = client.read_u8() => {}
-            _ = closed_for.wait_for(|end| !end.as_ref().is_some_and(|end| held.path.ends_with(end))) => {}
+            _ = closed_for.wait_for(|end| !end.as_ref().is_some_and(|end| request.is_for(end))) => {}
         }
         Ok(())
     }
@@ -178,6 +183,19 @@ impl Drop for Held<'_> {
 struct Request {
     path: String,
     bytes: Vec<u8>,
+}
+
+impl Request {
+    /// Whether its path ends so, or it is a batch with such a message.
+    fn is_for(&self, path_end: &str) -> bool {
+        let in_batch = || {
+            let kind = path_end.strip_prefix("/v1/")?;
+            let kind = format!("\"kind\":\"{kind}\"");
+            let mut places = self.bytes.windows(kind.len());
+            places.find(|place| *place == kind.as_bytes())
+        };
+        self.path.ends_with(path_end) || (self.path.ends_with("/v1/batch") && in_batch().is_some())
+    }
 }
 
 /// The next request, whole; `None` when the client has closed the connection.
