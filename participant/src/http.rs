@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use unanimous_protocol::{
     branch::{Answer, Event},
     id::{BranchId, ParticipantName, TransactionId},
-    message::Reply,
+    message::{Reply, bounded_reason},
     trace::TraceContext,
     wire::{
         BATCH_FEATURE, BranchList, BranchRequest, BranchState, BranchStateAnswer, Describe,
@@ -314,7 +314,8 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
 }
 
 pub(crate) fn invalid(what: &str) -> Problem {
-    Problem::new(400, "invalid-request", what)
+    // What is wrong may repeat all that was sent.
+    Problem::new(400, "invalid-request", bounded_reason(what))
 }
 
 /// The body is longer than [`BODY_MAX`].

@@ -11,7 +11,7 @@
 //!   given without neighbours.
 //! - **Nobody sees a neighbour half done.** Beside others a branch runs one statement ([`Gate`]); whose code wants more gets
 //!   a turn of its own within the transaction, from its first statement to its last.
-//! - **Outcomes never wait behind prepares** (design rule 17). A run is over within [`PATIENCE`], no lock is waited for
+//! - **Outcomes never wait behind prepares** (design rule 17). The work of a run is over within [`PATIENCE`], no lock is waited for
 //!   longer than [`LOCK_MAX`](crate::intent_log::together::LOCK_MAX), outcomes leave first, and one that was not told
 //!   within [`OUTCOME_TOLD_MAX`] goes alone, on another connection. A prepare that takes keys never goes this way.
 //! - **The protocol decides** ([`unanimous_protocol::together`]). The lane asks each branch's machine what a good end would
@@ -67,6 +67,8 @@ const PREPARE_TOLD_MAX: Duration = Duration::from_secs(1);
 const RUNS_MAX: usize = 4;
 /// So many in a row that did not fit are no accident.
 const ACCIDENTS: u32 = 4;
+/// Making one, at most.
+const LINE_MAX: Duration = Duration::from_secs(10);
 /// After a line could not be made, the next one is tried so much later.
 const LINE_PAUSE: Duration = Duration::from_secs(1);
 /// Ending what hangs on a line, at most.
@@ -170,6 +172,30 @@ impl Desk {
             &mut self.prepares
         } else {
             &mut self.outcomes
+        }
+    }
+}
+
+/// The line on its way. Where it is not put back, also by a panic of the service's code, there is none, and the next batch
+/// has one made.
+struct Taken<'a> {
+    place: &'a Mutex<Place>,
+    line: Option<Box<Line>>,
+}
+
+impl Taken<'_> {
+    fn put_back(mut self) {
+        if let Some(line) = self.line.take() {
+            *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Place::Here(line);
+        }
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*place, Place::Away) {
+            *place = Place::Nowhere;
         }
     }
 }
@@ -282,6 +308,19 @@ impl Lane {
     }
 }
 
+/// Those at the other places, and of those with a turn of their own so many as one run may have; the rest goes alone.
+fn keep_all_but(going: &mut Vec<Going>, out: &HashSet<usize>) {
+    let (mut at, mut in_turn_left) = (0, IN_TURN_MAX);
+    going.retain(|going| {
+        let stays = !out.contains(&at) && (!going.in_turn || in_turn_left > 0);
+        at += 1;
+        if stays && going.in_turn {
+            in_turn_left -= 1;
+        }
+        stays
+    });
+}
+
 impl Shared {
     /// Has the message go together with whatever else waits.
     pub(crate) async fn together(
@@ -352,34 +391,35 @@ impl Shared {
     }
 
     async fn run_batch(self: &Arc<Self>, mut going: Vec<Going>) {
-        let Some(line) = self.take_line() else {
+        let Some(taken) = self.take_line() else {
             // Everybody alone, until there is one.
             return;
         };
+        let Some(line) = &taken.line else {
+            return;
+        };
         for _ in 0..RUNS_MAX {
+            // Whoever went alone meanwhile would only meet itself.
+            going.retain(|going| !going.answer.is_closed());
             if going.is_empty() {
                 break;
             }
-            match batch::run(&line, &*self.service, &mut going, Instant::now() + PATIENCE).await {
+            match batch::run(line, &*self.service, &mut going, Instant::now() + PATIENCE).await {
                 Ran::Committed(ended) => {
                     self.told(std::mem::take(&mut going), ended);
                 }
                 Ran::Without(out) => {
                     self.note(&going, &out);
                     if !line.roll_back().await {
-                        return self.end_line(line);
+                        return self.end_line(taken);
                     }
-                    let mut at = 0;
-                    going.retain(|_| {
-                        at += 1;
-                        !out.contains(&(at - 1))
-                    });
+                    keep_all_but(&mut going, &out);
                 }
                 // Everybody asks the rows.
-                Ran::Broken => return self.end_line(line),
+                Ran::Broken => return self.end_line(taken),
             }
         }
-        *self.lane.line() = Place::Here(line);
+        taken.put_back();
         if !going.is_empty() {
             let everybody = (0..going.len()).collect();
             self.note(&going, &everybody);
@@ -387,10 +427,15 @@ impl Shared {
     }
 
     /// `None` where there is none: then one is made, and nobody waits for it.
-    fn take_line(self: &Arc<Self>) -> Option<Box<Line>> {
+    fn take_line(self: &Arc<Self>) -> Option<Taken<'_>> {
         let mut place = self.lane.line();
         match std::mem::replace(&mut *place, Place::Away) {
-            Place::Here(line) => return Some(line),
+            Place::Here(line) => {
+                return Some(Taken {
+                    place: &self.lane.line,
+                    line: Some(line),
+                });
+            }
             Place::Away => return None,
             Place::Nowhere => {}
         }
@@ -398,7 +443,8 @@ impl Shared {
         let shared = Arc::clone(self);
         self.runtime.spawn(async move {
             let line = async { Line::on(shared.connections.get().await?).await };
-            let made = line.await;
+            let made = tokio::time::timeout(LINE_MAX, line).await;
+            let made = made.unwrap_or(Err(LogError::NoAnswer));
             if let Err(error) = &made {
                 tracing::warn!(participant = %shared.name, error = %chain(error),
                     "no connection for the lane; messages go alone, and it is tried again");
@@ -410,10 +456,12 @@ impl Shared {
     }
 
     /// Closes a line that something hangs on, and ends its server process: it may hold rows of many.
-    fn end_line(self: &Arc<Self>, line: Box<Line>) {
-        *self.lane.line() = Place::Nowhere;
+    fn end_line(self: &Arc<Self>, mut taken: Taken<'_>) {
+        let Some(line) = taken.line.take() else {
+            return;
+        };
         let backend = line.backend();
-        drop(line);
+        drop((line, taken));
         let shared = Arc::clone(self);
         self.runtime.spawn(async move {
             let ending = async { end_backend(&shared.connections.get().await?, backend).await };

@@ -70,7 +70,8 @@ impl<R: Resource> Service for Typed<R> {
         for text in texts {
             let read = |error: serde_json::Error, index| InvalidOperation {
                 index,
-                reason: error.to_string(),
+                // It may repeat all that was sent.
+                reason: bounded_reason(&error.to_string()),
             };
             let list: Vec<&RawValue> =
                 serde_json::from_str(text).map_err(|error| read(error, operations.len()))?;

@@ -264,17 +264,23 @@ const TRANSACTION_CONTROL: &[&str] = &[
 /// be seen.
 fn is_about_the_session(sql: &str, word: &str) -> bool {
     const WORDS: &[&str] = &[
+        "ALTER",
         "CLOSE",
+        "COMMENT",
         "CREATE",
         "DEALLOCATE",
         "DECLARE",
         "DO",
+        "DROP",
         "EXECUTE",
         "FETCH",
+        "GRANT",
         "LISTEN",
         "LOAD",
         "LOCK",
         "MOVE",
+        "REVOKE",
+        "TRUNCATE",
         "UNLISTEN",
     ];
     const CALLS: &[&[u8]] = &[b"set_config", b"pg_advisory_", b"pg_try_advisory_"];

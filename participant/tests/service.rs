@@ -32,6 +32,8 @@ pub(crate) enum Operation {
     Fail,
     /// A statement that fails, caught by the service, which then says this.
     Stumble { vote: String },
+    /// A mistake of the service's author.
+    Panic,
     /// Does not come back.
     Hang,
     /// A statement that does not come back.
@@ -88,6 +90,7 @@ impl Resource for Journal {
                 assert!(tx.execute("SELECT 1 / 0", &[]).await.is_err());
                 Ok(Vote::yes_if(vote == "yes", "stumbled"))
             }
+            Operation::Panic => panic!("as this test wants it"),
             Operation::Hang => std::future::pending().await,
             Operation::HangInSql => {
                 write(tx, "prepared", "hanging").await?;

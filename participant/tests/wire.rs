@@ -158,3 +158,12 @@ async fn a_branch_can_be_looked_at_and_branches_come_in_pages() {
         json!({"participant": "east", "protocol": 1, "features": ["batch"]})
     );
 }
+
+#[tokio::test]
+async fn what_is_said_of_a_bad_operation_is_short_however_long_it_is() {
+    let east = Service::start().await;
+    let long = json!([{"kind": "x".repeat(100_000)}]);
+    let answer = east.prepare(&id(1), long).await;
+    answer.is_problem(400, "invalid-request");
+    assert!(answer.body.to_string().len() < 8_000);
+}

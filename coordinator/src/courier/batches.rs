@@ -21,7 +21,7 @@ use reqwest::{Response, header};
 use tokio::{
     runtime::Handle,
     sync::oneshot,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use unanimous_protocol::{
     id::TransactionId,
@@ -44,6 +44,12 @@ const PATIENCE: Duration = Duration::from_millis(10);
 
 /// How often it is looked whether anybody still listens to a request that was not waited for any more.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// A line, at most: an answer, and what says whose it is.
+const LINE_BYTES_MAX: usize = ANSWER_BYTES_MAX + 1024;
+
+/// Lines of an answer that may be longer, about: they are passed over.
+const LONG_LINES_MAX: usize = 8;
 
 /// What a message has beside its operations, at most: names, ids, the trace, white space between them.
 const MEMBERS_BYTES_MAX: usize = 1024;
@@ -209,13 +215,19 @@ impl Drop for Turn {
                 return;
             }
         }
-        Self {
-            lane: Arc::clone(&self.lane),
-            http: self.http.clone(),
-            to: self.to.clone(),
-            runtime: self.runtime.clone(),
-        }
-        .go();
+        let (lane, http, to) = (Arc::clone(&self.lane), self.http.clone(), self.to.clone());
+        let runtime = self.runtime.clone();
+        // It is a turn once it runs: where the runtime is ending, what was spawned is dropped right here, and a turn in it
+        // would be given on, and on.
+        self.runtime.spawn(async move {
+            let turn = Self {
+                lane,
+                http,
+                to,
+                runtime,
+            };
+            turn.leave().await;
+        });
     }
 }
 
@@ -234,7 +246,7 @@ impl Turn {
             self.singly(calls);
         } else if let Some(call) = calls.pop() {
             let alone = single(self.http.clone(), self.to.clone(), call);
-            patiently(&mut Some(self), alone, || false).await;
+            patiently(&mut Held::by(self), alone, || false).await;
         }
     }
 
@@ -261,18 +273,37 @@ async fn single(http: Http, to: Endpoint, waiting: Waiting) {
     }
 }
 
+/// A turn, while its request keeps it: not for longer than [`PATIENCE`], however often something comes that is no answer.
+struct Held {
+    turn: Option<Turn>,
+    until: Instant,
+}
+
+impl Held {
+    fn by(turn: Turn) -> Self {
+        Self {
+            turn: Some(turn),
+            until: Instant::now() + PATIENCE,
+        }
+    }
+
+    fn give_on(&mut self) {
+        self.turn = None;
+    }
+}
+
 /// Waits for what is to come. When patience ends, the turn goes to the next ones; from then on it is looked from time to
 /// time whether to go on, and there is nothing where not.
 async fn patiently<T>(
-    turn: &mut Option<Turn>,
+    held: &mut Held,
     coming: impl Future<Output = T>,
     is_pointless: impl Fn() -> bool,
 ) -> Option<T> {
     let mut coming = pin!(coming);
-    if turn.is_some() {
-        match timeout(PATIENCE, &mut coming).await {
+    if held.turn.is_some() {
+        match timeout_at(held.until, &mut coming).await {
             Ok(come) => return Some(come),
-            Err(_) => *turn = None,
+            Err(_) => held.give_on(),
         }
     }
     loop {
@@ -290,7 +321,7 @@ struct Batch {
     to: Endpoint,
     runtime: Handle,
     /// Until it is answered for the first time.
-    turn: Option<Turn>,
+    turn: Held,
     /// Those that are not answered yet.
     open: Vec<Waiting>,
 }
@@ -301,7 +332,7 @@ impl Batch {
             http: turn.http.clone(),
             to: turn.to.clone(),
             runtime: turn.runtime.clone(),
-            turn: Some(turn),
+            turn: Held::by(turn),
             open: calls,
         }
     }
@@ -372,9 +403,11 @@ impl Batch {
     }
 
     async fn read_lines(mut self, mut response: Response) {
-        // Each line is as long as an answer by itself may be, with a little around it.
-        let bytes_max = ANSWER_BYTES_MAX * self.open.len();
-        let (mut bytes, mut begun) = (0, Vec::new());
+        // Each line is as long as an answer by itself may be, with a little around it, and there is room for some that are
+        // longer and say nothing: one message's line is not to cost the others theirs.
+        let bytes_max = ANSWER_BYTES_MAX * (self.open.len() + LONG_LINES_MAX);
+        let (mut bytes, mut begun, mut is_too_long) = (0, Vec::new(), false);
+        let mut no_longer_than = None;
         loop {
             let coming = response.chunk();
             let piece = match patiently(&mut self.turn, coming, || all_cut(&self.open)).await {
@@ -387,23 +420,38 @@ impl Batch {
             let mut lines = piece.split(|byte| *byte == b'\n');
             let rest = lines.next_back().unwrap_or_default();
             for line in lines {
-                if begun.is_empty() {
+                if std::mem::take(&mut is_too_long) {
+                    // Its end.
+                } else if begun.is_empty() {
                     self.line(line);
                 } else {
                     begun.extend_from_slice(line);
                     self.line(&begun);
-                    begun.clear();
                 }
+                begun.clear();
             }
             begun.extend_from_slice(rest);
-            if bytes > bytes_max || begun.len() > 2 * ANSWER_BYTES_MAX {
+            if begun.len() > LINE_BYTES_MAX {
+                begun.clear();
+                is_too_long = true;
+            }
+            if bytes > bytes_max {
                 return self.heard_nothing(
                     "the batch's answer was longer than its lines can be, and not read to its end",
                 );
             }
+            // Nobody listens any more; whatever else comes only keeps a connection.
+            if all_cut(&self.open) {
+                let now = Instant::now();
+                if now >= *no_longer_than.get_or_insert(now + LOOK_EVERY) {
+                    return;
+                }
+            }
         }
         // The end of the answer ends its last line.
-        self.line(&begun);
+        if !is_too_long {
+            self.line(&begun);
+        }
         self.heard_nothing("the batch's answer has no line for this branch");
     }
 
@@ -424,7 +472,7 @@ impl Batch {
             let call = &waiting.call;
             let reply = read_reply(call.request.kind(), &call.branch, &line.answer());
             drop(waiting.tell.send(Ended::Heard(reply)));
-            self.turn = None;
+            self.turn.give_on();
         }
     }
 
@@ -436,9 +484,15 @@ impl Batch {
         }
     }
 
+    /// One request was lost, and so there is one silence, however many calls it carried.
     fn failed(self, why: Failure) {
+        let mut told = why.clone().into_ended();
         for waiting in self.open {
-            drop(waiting.tell.send(why.clone().into_ended()));
+            drop(waiting.tell.send(told));
+            told = match why.clone().into_ended() {
+                Ended::Silent(reason) => Ended::Heard(Delivery::Unknown(reason)),
+                told @ (Ended::Heard(_) | Ended::Refused(_)) => told,
+            };
         }
     }
 }

@@ -160,6 +160,8 @@ pub(super) async fn run(
     let neighbours = going.len() > 1;
     for going in going.iter_mut() {
         going.in_turn &= neighbours;
+        going.slow = false;
+        going.wanted_more = false;
     }
     let mut hopes = Vec::with_capacity(going.len());
     for going in going.iter() {

@@ -337,9 +337,66 @@ async fn an_answer_that_breaks_off_is_silence_for_those_that_are_missing() {
     .await;
     let ended = together(&stub, &http, prepares(0..3)).await;
     assert_eq!(ended[0], heard(Ask));
-    for missing in &ended[1..] {
-        assert!(matches!(missing, Ended::Silent(_)), "{missing:?}");
+    // One request was lost: the breaker is to hear of one silence.
+    let silent = |ended: &&Ended| matches!(ended, Ended::Silent(_));
+    assert_eq!(ended.iter().filter(silent).count(), 1, "{ended:?}");
+    assert_eq!(ended.iter().filter(|it| is_unknown(it)).count(), 1);
+}
+
+#[tokio::test]
+async fn a_line_that_is_too_long_costs_only_its_own_call() {
+    let (stub, http) = answers(|messages| {
+        let [first, last] = [0, 2].map(|at| agreeing_line(&messages[at]));
+        let mut long = agreeing_line(&messages[1]);
+        long.insert_str(1, &format!("\"padding\":\"{}\",", "x".repeat(140_000)));
+        lines(&format!("{first}{long}{last}"))
+    })
+    .await;
+    let ended = together(&stub, &http, prepares(0..3)).await;
+    assert_eq!((&ended[0], &ended[2]), (&heard(Ask), &heard(Ask)));
+    assert!(is_unknown(&ended[1]), "{ended:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_drips_on_keeps_no_connection_once_all_are_told() {
+    let (stub, http) = answers(|messages| {
+        let all = messages.iter().map(agreeing_line).collect::<String>();
+        Does::Drip(format!("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n{all}").into_bytes())
+    })
+    .await;
+    let ended = together(&stub, &http, prepares(0..3)).await;
+    assert_eq!(ended, vec![heard(Ask); 3]);
+    let left = || stub.left.load(Ordering::SeqCst) >= 1;
+    until("the connection is given up", left).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_drips_holds_up_nobody() {
+    let first =
+        |message: &Value| text(message, "transaction") < transaction(100).to_string().as_str();
+    let (stub, http) = answers(move |messages| {
+        if messages.iter().any(first) {
+            Does::Drip(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n".to_vec())
+        } else {
+            lines(&messages.iter().map(agreeing_line).collect::<String>())
+        }
+    })
+    .await;
+    let mut unanswered = Vec::new();
+    for number in 0..6 {
+        unanswered.push(tokio::spawn(
+            http.call(&stub.endpoint, call_of(number, Ask)),
+        ));
+        let sent = unanswered.len();
+        if number % 2 == 1 {
+            let have_left = || seen(&stub).0.iter().sum::<usize>() + seen(&stub).1 == sent;
+            until("they have left", have_left).await;
+        }
     }
+    let ended = together(&stub, &http, prepares(100..103)).await;
+    assert_eq!(ended, vec![heard(Ask); 3]);
+    assert!(unanswered.iter().all(|call| !call.is_finished()));
+    unanswered.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]

@@ -26,6 +26,8 @@ pub(super) enum Does {
     WriteAndClose(Vec<u8>),
     /// Writes the first, and the second when it is told to.
     WriteThen(Vec<u8>, Arc<Notify>, Vec<u8>),
+    /// Writes this, and then a line's end again and again, until the other end has gone.
+    Drip(Vec<u8>),
     /// Nothing.
     Hang,
 }
@@ -97,6 +99,13 @@ async fn serve(mut stream: TcpStream, requests: &Mutex<Vec<String>>, does: &impl
                 if stream.write_all(&second).await.is_err() {
                     return;
                 }
+            }
+            Does::Drip(first) => {
+                stream.write_all(&first).await.unwrap();
+                while stream.write_all(b"\n").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                return;
             }
             Does::Hang => {}
         }
@@ -414,7 +423,7 @@ async fn an_answer_of_a_megabyte_is_not_read_to_its_end() {
     let long = format!("{padding}{}", echo(1, "east", r#""state":"committed""#));
     let body = match json(&long) {
         Does::Write(bytes) => bytes,
-        Does::WriteAndClose(_) | Does::WriteThen(..) | Does::Hang => unreachable!(),
+        Does::WriteAndClose(_) | Does::WriteThen(..) | Does::Drip(_) | Does::Hang => unreachable!(),
     };
     let stub = Stub::new(move |_| Does::Write(body.clone())).await;
     let http = http();
