@@ -195,6 +195,14 @@ pub const LARGE: &[Configuration] = &[
         ..CALM
     },
     Configuration {
+        name: "three branches that agree, all crash",
+        branches: &[Yes, Yes, Yes],
+        lives: 2,
+        coordinator_crashes: 1,
+        participant_crashes: 1,
+        ..CALM
+    },
+    Configuration {
         name: "three branches, one may refuse, all crash",
         branches: &[YesOrNo, Yes, Yes],
         lives: 2,
