@@ -346,24 +346,26 @@ impl Line {
             .iter()
             .map(|(_, yes)| sql_places(yes.iter().copied()))
             .collect();
+        // Nothing of these is sent before they are polled, in this order.
+        let correcting = async {
+            if !corrected.is_empty() {
+                let params: [&(dyn ToSql + Sync); 3] = [&participants, &transactions, &voted_yes];
+                self.connection().query_one(&self.correct, &params).await?;
+            }
+            Ok(())
+        };
+        let guarding = async {
+            let params: [&(dyn ToSql + Sync); 1] = [&begun.transaction];
+            self.connection()
+                .query_one(&self.still_the_same, &params)
+                .await
+        };
+        let committing = self.connection().batch_execute(commit);
         for state in states {
             crash::before_commit(Some(state));
         }
-        let steps = try_join3(
-            async {
-                if !corrected.is_empty() {
-                    let params: [&(dyn ToSql + Sync); 3] =
-                        [&participants, &transactions, &voted_yes];
-                    self.connection().query_one(&self.correct, &params).await?;
-                }
-                Ok(())
-            },
-            self.connection()
-                .query_one(&self.still_the_same, &[&begun.transaction]),
-            self.connection().batch_execute(commit),
-        )
-        .await;
-        steps.map_err(at_commit)?;
+        let committed = try_join3(correcting, guarding, committing).await;
+        committed.map_err(at_commit)?;
         for state in states {
             crash::after_commit(Some(state));
         }
