@@ -29,4 +29,10 @@ impl Appends {
     pub fn is_empty(&self) -> bool {
         self.records.is_empty() && self.finishes.is_empty()
     }
+
+    /// How much there is.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len() + self.finishes.len()
+    }
 }

@@ -38,7 +38,7 @@ pub enum Fault {
 }
 
 /// A place where writes wait between their check and their commit while a test holds it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Gate {
     held: watch::Sender<bool>,
     waiting: watch::Sender<usize>,
@@ -65,7 +65,7 @@ impl Gate {
             .unwrap();
     }
 
-    pub(super) async fn pass(&self) {
+    pub(in crate::log) async fn pass(&self) {
         if *self.held.borrow() {
             self.waiting.send_modify(|waiting| *waiting += 1);
             self.held.subscribe().wait_for(|held| !held).await.unwrap();

@@ -14,7 +14,9 @@
 //!   the connection thrown away.
 
 mod codes;
+mod deciding;
 mod file;
+mod reading;
 mod rows;
 mod sql;
 mod writing;
@@ -37,18 +39,20 @@ pub(super) use self::codes::{is_broken, sqlite_code};
 pub use self::file::OpenError;
 use self::{
     codes::is_refusal,
+    deciding::Deciding,
     file::{
         beside, beside_failed, check_library, claim, create, enter_wal, lock, migrate,
         not_a_database, options, private, resolved, sync_directory_of,
     },
-    rows::{Row, append, encoded, head, insert, json, record, standings, view},
+    reading::KeyReader,
+    rows::{Row, append, encoded, head, json, record, view},
     sql::*,
-    writing::{Core, Job, Writing},
+    writing::{Core, Job, Whole, Writing},
 };
 use super::{
     Abandoned, Appends, Batch, Decided, DecisionLog, Filter, IdentityChange, LogError, NotAdopted,
     Opened, Position, Removal, View, WriteError,
-    answers::{self, Admitted, Answers},
+    answers::{Admitted, Answers},
     damaged,
     history::meant,
     parsed,
@@ -68,6 +72,7 @@ const READERS_MAX: u32 = 4;
 /// Dropping it lets the file go once the last write has ended; [`Self::close`] waits for that.
 pub struct SqliteLog {
     core: Arc<Core>,
+    keys: KeyReader,
 }
 
 impl SqliteLog {
@@ -107,27 +112,36 @@ impl SqliteLog {
         .await
         .map_err(sqlite)?;
 
+        // Not `read_only`: such a connection could not recover a WAL, should it be the first one.
+        let reading = options.pragma("query_only", "ON");
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .acquire_timeout(BUSY_TIMEOUT)
             .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
-            // Not `read_only`: such a connection could not recover a WAL, should it be the first one.
-            .connect_lazy_with(options.pragma("query_only", "ON"));
+            .connect_lazy_with(reading.clone());
+        #[cfg(test)]
+        let before_commit = super::memory::Gate::default();
+        #[cfg(test)]
+        let writing = hold_commits(&before_commit, writing)
+            .await
+            .map_err(sqlite)?;
         Ok(Self {
             core: Arc::new(Core {
                 writing: Mutex::new(Writing {
                     connection: Some(writing),
                     lock: Some(lock),
+                    unseen_pages: 0,
                 }),
                 writing_options,
                 readers,
                 went_back: beside(path, ".went-back"),
                 trust: Trust::default(),
                 #[cfg(test)]
-                before_commit: super::memory::Gate::default(),
+                before_commit,
             }),
+            keys: KeyReader::new(reading),
         })
     }
 
@@ -135,9 +149,12 @@ impl SqliteLog {
     pub async fn close(self) {
         let mut writing = self.core.writing.lock().await;
         self.core.readers.close().await;
-        if let Some(connection) = writing.connection.take()
-            && let Err(error) = connection.close().await
-        {
+        let keys_closed = self.keys.close().await;
+        let closed = match writing.connection.take() {
+            Some(connection) => connection.close().await,
+            None => Ok(()),
+        };
+        if let Err(error) = keys_closed.and(closed) {
             // All that was promised is in the WAL already.
             tracing::warn!(
                 error = %crate::telemetry::chain(&error),
@@ -187,7 +204,7 @@ impl DecisionLog for SqliteLog {
                 Ok(read_head(connection, node).await?)
             })
         });
-        let head = self.core.write(job).await.map_err(unfenced)?;
+        let head = self.core.write(1, job).await.map_err(unfenced)?;
         let Head {
             identity,
             former,
@@ -239,28 +256,16 @@ impl DecisionLog for SqliteLog {
         let (admitted, rows) = Admitted::of(&writer, &batch.proposals, Row::of);
         let (riding, finishes) = encoded(&batch.appends)?;
 
-        let job: Job<(u64, Answers)> = Box::new(move |connection| {
-            Box::pin(async move {
-                let passed: Option<i64> = sqlx::query_scalar(FENCE)
-                    .bind(writer.node.0)
-                    .bind(writer.epoch.number())
-                    .bind(i64::try_from(writer.decisions_at_least).unwrap_or(i64::MAX))
-                    .bind(writer.identity.0)
-                    .fetch_optional(&mut *connection)
-                    .await
-                    .map_err(LogError::from)?;
-                let Some(decisions) = passed else {
-                    return Err(shut(connection, &writer).await);
-                };
-                let inserted = insert(connection, &rows).await?;
-                let in_the_way = answers::in_the_way(&rows, &inserted);
-                let found = standings(connection, &in_the_way).await?;
-                let answers = answers::joined(&rows, inserted, found)?;
-                append(connection, &riding, &finishes).await?;
-                Ok((decisions.unsigned_abs(), answers))
-            })
-        });
-        let (decisions, answers) = self.core.write(job).await?;
+        let changed = batch.proposals.len() + batch.appends.len();
+        let deciding = Deciding {
+            writer,
+            rows,
+            riding,
+            finishes,
+        };
+        let whole: Whole<(u64, Answers)> =
+            Box::new(|core, connection| Box::pin(deciding.on(core, connection)));
+        let (decisions, answers) = self.core.run(changed, whole).await?;
 
         Ok(Decided {
             standings: admitted.standings(&batch.proposals, answers)?,
@@ -278,7 +283,7 @@ impl DecisionLog for SqliteLog {
                 Ok(append(connection, &rows, &finishes).await?)
             })
         });
-        self.core.write(job).await
+        self.core.write(appends.len(), job).await
     }
 
     async fn look_up(&self, id: TransactionId) -> Result<View, LogError> {
@@ -291,8 +296,7 @@ impl DecisionLog for SqliteLog {
 
     async fn by_key(&self, keys: &[IdempotencyKey]) -> Result<Vec<Option<Record>>, LogError> {
         let texts: Vec<_> = keys.iter().map(IdempotencyKey::as_str).collect();
-        let query = sqlx::query(BY_KEY).bind(json(&texts)?);
-        let rows = self.read(query.fetch_all(&self.core.readers)).await?;
+        let rows = self.read(self.keys.records(json(&texts)?)).await?;
         let mut found = BTreeMap::new();
         for row in &rows {
             let record = self.core.trust.noting(record(row))?;
@@ -352,7 +356,7 @@ impl DecisionLog for SqliteLog {
                 Ok(gone)
             })
         });
-        self.core.write(job).await
+        self.core.write(at_most as usize, job).await
     }
 
     async fn history(
@@ -432,7 +436,7 @@ impl DecisionLog for SqliteLog {
                 Ok(is_new)
             })
         });
-        self.core.write(job).await
+        self.core.write(1, job).await
     }
 
     async fn remove_participant(
@@ -463,7 +467,7 @@ impl DecisionLog for SqliteLog {
                 Ok(Removal::Removed)
             })
         });
-        self.core.write(job).await
+        self.core.write(1, job).await
     }
 
     async fn new_identity(&self) -> Result<IdentityChange, LogError> {
@@ -490,7 +494,7 @@ impl DecisionLog for SqliteLog {
                 Ok(IdentityChange { former, present })
             })
         });
-        let change = self.core.write(job).await.map_err(unfenced)?;
+        let change = self.core.write(1, job).await.map_err(unfenced)?;
         match std::fs::remove_file(&self.core.went_back) {
             Ok(()) => sync_directory_of(&self.core.went_back).map_err(beside_failed)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -519,17 +523,6 @@ async fn read_head(connection: &mut SqliteConnection, node: Node) -> Result<Head
     head(&sqlx::query(HEAD).bind(node.0).fetch_one(connection).await?)
 }
 
-/// Why the fence let nothing through.
-async fn shut(connection: &mut SqliteConnection, writer: &Writer) -> WriteError {
-    match read_head(connection, writer.node).await {
-        Ok(head) => match head.check(writer) {
-            Err(shut) => shut.into(),
-            Ok(()) => damaged(format!("the fence shuts out {writer} for no reason")).into(),
-        },
-        Err(error) => error.into(),
-    }
-}
-
 /// The schema's bound on epochs is the id's: there is no epoch after 2^30 - 1 of them.
 fn epochs_used_up(error: sqlx::Error) -> LogError {
     if is_refusal(&error) {
@@ -538,6 +531,9 @@ fn epochs_used_up(error: sqlx::Error) -> LogError {
         error.into()
     }
 }
+
+#[cfg(test)]
+use writing::hold_commits;
 
 #[cfg(test)]
 impl SqliteLog {

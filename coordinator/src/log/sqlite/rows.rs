@@ -49,6 +49,10 @@ pub(super) struct Row {
 }
 
 impl Row {
+    pub(super) fn json(&self) -> &str {
+        &self.json
+    }
+
     pub(super) fn of(record: &Record) -> Result<Self, Refused> {
         let Record {
             header,
@@ -101,7 +105,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 /// A JSON array of texts that are JSON already.
-fn json_array<'a>(elements: impl IntoIterator<Item = &'a str>) -> String {
+pub(super) fn json_array<'a>(elements: impl IntoIterator<Item = &'a str>) -> String {
     let mut array = String::from("[");
     for element in elements {
         if array.len() > 1 {
@@ -150,7 +154,7 @@ async fn insert_some(
         return Ok(Vec::new());
     }
     let returned = sqlx::query(INSERT)
-        .bind(json_array(rows.iter().map(|row| row.json.as_str())))
+        .bind(json_array(rows.iter().map(Row::json)))
         .fetch_all(connection)
         .await?;
     let mut inserted = BTreeMap::new();

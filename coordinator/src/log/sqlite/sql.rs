@@ -1,24 +1,91 @@
 //! The statements, all of them on records and epochs. What each is for is said where it is run.
 
-/// Conditional on all that the writer believes (rule 11); raises the counter in the same statement. A repeat after an
-/// unclear write changes this row again, so its commit has a frame to sync, whatever else it finds done.
-pub(super) const FENCE: &str = "
-UPDATE epoch SET decisions = decisions + 1
-WHERE node = ?1 AND epoch = ?2 AND decisions >= ?3
-  AND ?4 = (SELECT identity FROM log_identity ORDER BY ordinal DESC LIMIT 1)
-RETURNING decisions";
+/// What a writer believes, as it stands in `epoch` (rule 11).
+macro_rules! believed {
+    ($decisions:literal) => {
+        concat!(
+            "node = ?1 AND epoch = ?2 AND decisions ",
+            $decisions,
+            " ?3 AND ?4 = (SELECT identity FROM log_identity ORDER BY ordinal DESC LIMIT 1)"
+        )
+    };
+}
+
+/// Conditional on all that the writer believes; raises the counter in the same statement. A repeat after an unclear
+/// write changes this row again, so its commit has a frame to sync, whatever else it finds done.
+macro_rules! fence {
+    () => {
+        concat!(
+            "UPDATE epoch SET decisions = decisions + 1 WHERE ",
+            believed!(">="),
+            " RETURNING decisions"
+        )
+    };
+}
 
 /// All records of a write as one JSON array, so that the statement is prepared once, whatever their number. Taken in
 /// their order, so that of two with one key the first one wins.
-pub(super) const INSERT: &str = "
-INSERT INTO record (id, idempotency_key, request, labels, created_at, deadline, outcome, reason, branches,
-                    second_phase, decided_at, finished_at)
-SELECT unhex(p.value ->> 0), p.value ->> 1, unhex(p.value ->> 2), p.value ->> 3, p.value ->> 4, p.value ->> 5,
-       p.value ->> 6, p.value ->> 7, p.value ->> 8, p.value ->> 9, p.value ->> 10, p.value ->> 11
-FROM json_each(?1) AS p
-WHERE true
-ON CONFLICT DO NOTHING
-RETURNING id";
+macro_rules! insert {
+    ($rows:literal if $condition:expr) => {
+        concat!(
+            "INSERT INTO record (id, idempotency_key, request, labels, created_at, deadline, outcome, reason, branches,
+                                 second_phase, decided_at, finished_at)
+             SELECT unhex(p.value ->> 0), p.value ->> 1, unhex(p.value ->> 2), p.value ->> 3, p.value ->> 4,
+                    p.value ->> 5, p.value ->> 6, p.value ->> 7, p.value ->> 8, p.value ->> 9, p.value ->> 10,
+                    p.value ->> 11
+             FROM json_each(",
+            $rows,
+            ") AS p WHERE ",
+            $condition,
+            " ON CONFLICT DO NOTHING"
+        )
+    };
+}
+
+macro_rules! finish {
+    ($finishes:literal if $condition:expr) => {
+        concat!(
+            "UPDATE record SET finished_at = f.at
+             FROM (SELECT unhex(value ->> 0) AS id, value ->> 1 AS at FROM json_each(",
+            $finishes,
+            ")) AS f WHERE record.id = f.id AND record.finished_at IS NULL AND ",
+            $condition
+        )
+    };
+}
+
+/// The fence let this write through: it has raised the counter above what the writer knew.
+macro_rules! passed {
+    () => {
+        concat!("EXISTS (SELECT 1 FROM epoch WHERE ", believed!(">"), ")")
+    };
+}
+
+/// A whole decision write, so that it is one trip to SQLite's thread and back: a trip costs more than the statements do.
+/// `?5` are the records, `?6` the finishes. The statements have the condition of the fence each, for nothing stops
+/// between them.
+pub(super) const DECIDE: &str = concat!(
+    "BEGIN IMMEDIATE; ",
+    fence!(),
+    "; ",
+    insert!("?5" if passed!()),
+    "; ",
+    finish!("?6" if passed!()),
+    "; COMMIT"
+);
+
+/// The same where nothing has finished.
+pub(super) const DECIDE_ONLY: &str = concat!(
+    "BEGIN IMMEDIATE; ",
+    fence!(),
+    "; ",
+    insert!("?5" if passed!()),
+    "; COMMIT"
+);
+
+pub(super) const FENCE: &str = fence!();
+
+pub(super) const INSERT: &str = concat!(insert!("?1" if "true"), " RETURNING id");
 
 /// What is in the way of proposals that were not inserted.
 pub(super) const STANDING: &str = "
@@ -28,10 +95,7 @@ LEFT JOIN record AS own ON own.id = unhex(p.value ->> 0)
 LEFT JOIN record AS holder ON holder.idempotency_key = p.value ->> 1
 ORDER BY p.key";
 
-pub(super) const FINISH: &str = "
-UPDATE record SET finished_at = f.at
-FROM (SELECT unhex(value ->> 0) AS id, value ->> 1 AS at FROM json_each(?1)) AS f
-WHERE record.id = f.id AND record.finished_at IS NULL";
+pub(super) const FINISH: &str = finish!("?1" if "true");
 
 pub(super) const HEAD: &str = "
 SELECT (SELECT json_group_array(identity ORDER BY ordinal) FROM log_identity) AS identities,
