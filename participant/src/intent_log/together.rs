@@ -10,17 +10,17 @@
 //! run again. So a row is written once, and no row that claims more than was done is ever committed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     future::Future,
     time::Duration,
 };
 
 use deadpool_postgres::{ClientWrapper, Object};
 use futures_util::{
-    future::{try_join, try_join_all, try_join3, try_join5},
+    future::{try_join, try_join_all, try_join3, try_join4},
     poll,
 };
-use tokio_postgres::{Statement, types::ToSql};
+use tokio_postgres::{Statement, error::SqlState, types::ToSql};
 use unanimous_protocol::{
     branch::State,
     id::{BranchId, ParticipantName, TransactionId},
@@ -44,6 +44,13 @@ const READ_ONLY_BUT_INSIDE: &str =
     "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED, READ ONLY";
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
+/// So many rows go by a statement each, at most.
+const ONE_BY_ONE_MAX: usize = 4;
+
+const INSERT_ONE: &str = "\
+    INSERT INTO unanimous.branches (participant, transaction, state, operations, digest, voted_yes) \
+    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING RETURNING txid_current()";
+
 const INSERT_ALL: &str = "\
     INSERT INTO unanimous.branches (participant, transaction, state, operations, digest, voted_yes) \
     SELECT new.participant, new.transaction, new.state, new.operations, new.digest, new.voted_yes::int[] \
@@ -65,12 +72,20 @@ const END_ALL: &str = "\
     RETURNING branch.participant, branch.transaction, branch.digest, branch.added, branch.voted_yes, \
               CASE WHEN ending.known THEN NULL ELSE branch.operations END";
 
-/// For the statements on our rows: plan once, and look each row up. By its statistics, which lag behind a table that grows and
-/// shrinks all the time, Postgres would read the whole of it for every batch, and take as long again to plan that.
-const LOOK_UP: &str = "\
-    SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true), \
-           set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true), \
-           set_config('enable_bitmapscan', 'off', true)";
+/// As [`END_ALL`].
+const END_ONE: &str = "\
+    UPDATE unanimous.branches AS branch SET state = $4, since = clock_timestamp() \
+    WHERE branch.participant = $1 AND branch.transaction = $2 AND branch.state = $3 AND branch.keys_held = 0 \
+    RETURNING txid_current(), branch.digest, branch.added, branch.voted_yes, \
+              CASE WHEN $5 THEN NULL ELSE branch.operations END";
+
+/// Begins where rows are written set-wise: for these statements plan once, and look each row up. By its statistics, which
+/// lag behind a table that grows and shrinks all the time, Postgres would read the whole of it for every batch, and take as
+/// long again to plan that.
+const BEGIN_AND_LOOK_UP: &str = "\
+    BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL plan_cache_mode = force_generic_plan; \
+    SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
+    SET LOCAL enable_bitmapscan = off";
 
 /// As the session has them.
 const AS_EVER: &str = "\
@@ -79,13 +94,11 @@ const AS_EVER: &str = "\
                  current_setting('enable_hashjoin'), current_setting('enable_mergejoin'), \
                  current_setting('enable_bitmapscan')]";
 
-/// The marks are read in a later statement than the insert, as ever: under READ COMMITTED it sees every pruning that the
-/// insert found done, or waited for (design rule 15). Behind it the service's statements are planned as ever.
-const BEGUN: &str = "\
-    SELECT txid_current(), ARRAY(SELECT mark FROM unanimous.low_water WHERE prefix = ANY ($1)), \
-           set_config('plan_cache_mode', $2, true), set_config('enable_seqscan', $3, true), \
-           set_config('enable_hashjoin', $4, true), set_config('enable_mergejoin', $5, true), \
-           set_config('enable_bitmapscan', $6, true)";
+/// Behind rows that were written set-wise: the service's statements are planned as ever.
+const WRITTEN: &str = "\
+    SELECT txid_current(), set_config('plan_cache_mode', $1, true), set_config('enable_seqscan', $2, true), \
+           set_config('enable_hashjoin', $3, true), set_config('enable_mergejoin', $4, true), \
+           set_config('enable_bitmapscan', $5, true)";
 
 /// Where not all operations of a branch voted yes. Fails, by a division, unless it writes all of these rows.
 const CORRECT: &str = "\
@@ -96,9 +109,17 @@ const CORRECT: &str = "\
         RETURNING 1) \
     SELECT 1 / (count(*) = cardinality($2::uuid[]))::int FROM corrected";
 
-/// Fails, by a division, in any other transaction than the one that wrote the rows (design rule 5): the COMMIT that
-/// travels right behind it then rolls back.
-const STILL_THE_SAME: &str = "SELECT 1 / (txid_current() = $1)::int";
+/// Fails, by a division, in any other transaction than the one that wrote the rows (design rule 5), and where a mark has
+/// passed one of the new ids: what such a row means is looked into alone. What travels right
+/// behind it, the COMMIT, is then not carried out.
+///
+/// The marks are read in a later statement than the insert: under READ COMMITTED it sees every pruning that the insert found
+/// done, or waited for (design rule 15). It is prepared by SQL, so that it can be run in one message with the COMMIT.
+const PREPARE_GUARD: &str = "\
+    PREPARE unanimous_guard (bigint, bigint[], uuid[]) AS \
+    SELECT 1 / (txid_current() = $1 AND NOT EXISTS ( \
+        SELECT FROM unnest($2, $3) AS new (prefix, transaction) \
+        JOIN unanimous.low_water USING (prefix) WHERE low_water.mark > new.transaction))::int";
 
 /// A branch that is prepared: its row is not there yet.
 #[derive(Debug)]
@@ -132,25 +153,36 @@ pub(crate) struct Promised {
 }
 
 /// What was found when the rows were written.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Begun {
-    transaction: i64,
+    /// `None` where no row was written.
+    transaction: Option<i64>,
     /// Those of the new ones whose row was not there.
     pub(crate) inserted: HashSet<BranchId>,
     /// Those of the ending ones that were in doubt.
     pub(crate) ended: HashMap<BranchId, Promised>,
-    /// Of the new ones' prefixes.
-    marks: Vec<TransactionId>,
 }
 
 impl Begun {
-    /// The low-water mark that speaks of this id.
-    pub(crate) fn mark(&self, transaction: TransactionId) -> Option<TransactionId> {
-        let prefix = transaction.prefix();
-        self.marks
-            .iter()
-            .copied()
-            .find(|mark| mark.prefix() == prefix)
+    /// Runs [`PREPARE_GUARD`] for what was written; numbers and ids of our own, so they need no parameters.
+    fn guard(&self) -> String {
+        let Some(transaction) = self.transaction else {
+            return String::new();
+        };
+        // Of each prefix the lowest new id speaks for the others.
+        let mut lowest: BTreeMap<i64, TransactionId> = BTreeMap::new();
+        for branch in &self.inserted {
+            let id = branch.transaction;
+            let least = lowest.entry(sql_prefix(id.prefix())).or_insert(id);
+            *least = id.min(*least);
+        }
+        let prefixes: Vec<String> = lowest.keys().map(i64::to_string).collect();
+        let ids: Vec<String> = lowest.values().map(TransactionId::to_string).collect();
+        format!(
+            "EXECUTE unanimous_guard ({transaction}, '{{{}}}', '{{{}}}'); ",
+            prefixes.join(","),
+            ids.join(",")
+        )
     }
 }
 
@@ -160,12 +192,12 @@ pub(crate) struct Line {
     backend: i32,
     /// What [`AS_EVER`] says.
     as_ever: Vec<String>,
-    look_up: Statement,
+    insert_one: Statement,
     insert_all: Statement,
+    end_one: Statement,
     end_all: Statement,
-    begun: Statement,
+    written: Statement,
     correct: Statement,
-    still_the_same: Statement,
 }
 
 impl Line {
@@ -175,13 +207,13 @@ impl Line {
         let connection = kept.client();
         let settings = format!(
             "{READ_ONLY_BUT_INSIDE}; SET lock_timeout = {}; SET statement_timeout = {}; \
-             SET idle_in_transaction_session_timeout = {}",
+             SET idle_in_transaction_session_timeout = {}; {PREPARE_GUARD}",
             LOCK_MAX.as_millis(),
             STATEMENT_MAX.as_millis(),
             IDLE_MAX.as_millis(),
         );
         let statements = try_join_all(
-            [LOOK_UP, INSERT_ALL, END_ALL, BEGUN, CORRECT, STILL_THE_SAME]
+            [INSERT_ONE, INSERT_ALL, END_ONE, END_ALL, WRITTEN, CORRECT]
                 .map(|sql| connection.prepare(sql)),
         );
         let ((), session, statements) = try_join3(
@@ -190,7 +222,7 @@ impl Line {
             statements,
         )
         .await?;
-        let Ok([look_up, insert_all, end_all, begun, correct, still_the_same]) =
+        let Ok([insert_one, insert_all, end_one, end_all, written, correct]) =
             <[Statement; 6]>::try_from(statements)
         else {
             unreachable!("as many as were prepared");
@@ -199,12 +231,12 @@ impl Line {
             backend: session.try_get(0)?,
             as_ever: session.try_get(1)?,
             connection: kept,
-            look_up,
+            insert_one,
             insert_all,
+            end_one,
             end_all,
-            begun,
+            written,
             correct,
-            still_the_same,
         })
     }
 
@@ -244,20 +276,73 @@ impl Line {
     }
 
     async fn write(&self, new: &[New<'_>], ending: &[Ending<'_>]) -> Result<Begun, LogError> {
+        if new.len() + ending.len() <= ONE_BY_ONE_MAX {
+            self.write_one_by_one(new, ending).await
+        } else {
+            self.write_all(new, ending).await
+        }
+    }
+
+    async fn write_one_by_one(
+        &self,
+        new: &[New<'_>],
+        ending: &[Ending<'_>],
+    ) -> Result<Begun, LogError> {
+        let mut in_order: Vec<&New<'_>> = new.iter().collect();
+        in_order.sort_by_key(|new| new.branch.transaction);
+        let inserting = try_join_all(in_order.iter().map(|new| async {
+            let digest = new.operations.digest();
+            let params: [&(dyn ToSql + Sync); 6] = [
+                &new.branch.participant.as_str(),
+                &SqlId::of(new.branch.transaction),
+                &word(new.branch, new.state)?,
+                &new.operations.text(),
+                &digest.0.as_slice(),
+                &(0..new.count as i32).collect::<Vec<_>>(),
+            ];
+            let inserted = self.connection().query_opt(&self.insert_one, &params);
+            Ok(inserted.await?)
+        }));
+        let ends = try_join_all(ending.iter().map(|ending| async {
+            let params: [&(dyn ToSql + Sync); 5] = [
+                &ending.branch.participant.as_str(),
+                &SqlId::of(ending.branch.transaction),
+                &PREPARED,
+                &word(ending.branch, ending.state)?,
+                &ending.known,
+            ];
+            let ended = self.connection().query_opt(&self.end_one, &params);
+            Ok(ended.await?)
+        }));
+        // The futures are polled in this order first, and so the statements travel in this order.
+        let begin = async { Ok::<_, LogError>(self.connection().batch_execute(BEGIN).await?) };
+        let ((), inserted, ended) = try_join3(begin, inserting, ends).await?;
+        let mut found = Begun::default();
+        for (new, row) in in_order.iter().zip(inserted) {
+            if let Some(row) = row {
+                found.transaction = Some(row.try_get(0)?);
+                found.inserted.insert(new.branch.clone());
+            }
+        }
+        for (ending, row) in ending.iter().zip(ended) {
+            if let Some(row) = row {
+                found.transaction = Some(row.try_get(0)?);
+                let promised = read_promised(ending.branch, &row, 1)?;
+                found.ended.insert(ending.branch.clone(), promised);
+            }
+        }
+        Ok(found)
+    }
+
+    async fn write_all(&self, new: &[New<'_>], ending: &[Ending<'_>]) -> Result<Begun, LogError> {
         let inserting = Inserting::of(new)?;
         let ends = Ends::of(ending)?;
-        let mut prefixes: Vec<i64> = new
-            .iter()
-            .map(|new| sql_prefix(new.branch.transaction.prefix()))
-            .collect();
-        prefixes.dedup();
         let [plans, seqscan, hashjoin, mergejoin, bitmapscan] = self.as_ever.as_slice() else {
             unreachable!("as many settings as were read");
         };
         // The futures are polled in this order first, and so the statements travel in this order.
-        let ((), _, inserted, ended, begun) = try_join5(
-            self.connection().batch_execute(BEGIN),
-            self.connection().query_one(&self.look_up, &[]),
+        let ((), inserted, ended, written) = try_join4(
+            self.connection().batch_execute(BEGIN_AND_LOOK_UP),
             async {
                 if new.is_empty() {
                     return Ok(Vec::new());
@@ -286,54 +371,47 @@ impl Line {
                 self.connection().query(&self.end_all, &params).await
             },
             async {
-                let params: [&(dyn ToSql + Sync); 6] =
-                    [&prefixes, plans, seqscan, hashjoin, mergejoin, bitmapscan];
-                self.connection().query_one(&self.begun, &params).await
+                let params: [&(dyn ToSql + Sync); 5] =
+                    [plans, seqscan, hashjoin, mergejoin, bitmapscan];
+                self.connection().query_one(&self.written, &params).await
             },
         )
         .await?;
-        let marks: Vec<SqlId> = begun.try_get(1)?;
-        let marks: Result<_, _> = marks.into_iter().map(SqlId::transaction).collect();
         let mut found = Begun {
-            transaction: begun.try_get(0)?,
+            transaction: Some(written.try_get(0)?),
             inserted: HashSet::with_capacity(inserted.len()),
             ended: HashMap::with_capacity(ended.len()),
-            marks: marks?,
         };
         for row in &inserted {
             found.inserted.insert(read_branch(row)?);
         }
         for row in &ended {
             let branch = read_branch(row)?;
-            let digest: Option<&[u8]> = row.try_get(2)?;
-            let digest = digest.and_then(|bytes| bytes.try_into().ok());
-            let promised = Promised {
-                digest: digest
-                    .map(BodyDigest)
-                    .ok_or_else(|| unreadable(&branch, "its digest is not 32 bytes"))?,
-                added: row.try_get(3)?,
-                voted_yes: row.try_get(4)?,
-                operations: row.try_get(5)?,
-            };
+            let promised = read_promised(&branch, row, 2)?;
             found.ended.insert(branch, promised);
         }
         Ok(found)
     }
 
     /// Commits, one round trip. `corrected`: branches of which other operations voted yes than all. `states`: what is
-    /// written. Answers may be given once this returns `Ok`, and not before; after an error nobody knows.
+    /// written. Answers may be given once this returns `Ok(true)`, and not before. `Ok(false)`: nothing was committed, and
+    /// there is something to roll back. After an error nobody knows.
     pub(crate) async fn commit(
         &self,
         begun: &Begun,
         corrected: &[(&BranchId, &[i32])],
         states: &[&State],
         forced: bool,
-    ) -> Result<(), LogError> {
-        let commit = if forced && !crash::is_weakened("synchronous-commit-off") {
-            "SET LOCAL synchronous_commit = on; COMMIT"
-        } else {
-            "SET LOCAL synchronous_commit = off; COMMIT"
-        };
+    ) -> Result<bool, LogError> {
+        let commit = format!(
+            "{}SET LOCAL synchronous_commit = {}; COMMIT",
+            begun.guard(),
+            if forced && !crash::is_weakened("synchronous-commit-off") {
+                "on"
+            } else {
+                "off"
+            },
+        );
         let participants: Vec<&str> = corrected
             .iter()
             .map(|(branch, _)| branch.participant.as_str())
@@ -354,22 +432,21 @@ impl Line {
             }
             Ok(())
         };
-        let guarding = async {
-            let params: [&(dyn ToSql + Sync); 1] = [&begun.transaction];
-            self.connection()
-                .query_one(&self.still_the_same, &params)
-                .await
-        };
-        let committing = self.connection().batch_execute(commit);
+        let committing = self.connection().batch_execute(&commit);
         for state in states {
             crash::before_commit(Some(state));
         }
-        let committed = try_join3(correcting, guarding, committing).await;
-        committed.map_err(at_commit)?;
+        let committed = try_join(correcting, committing).await;
+        match committed {
+            Ok(_) => {}
+            // Whoever divided, what was sent behind it was not carried out, and a COMMIT in which it happens is none.
+            Err(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO) => return Ok(false),
+            Err(error) => return Err(at_commit(error)),
+        }
         for state in states {
             crash::after_commit(Some(state));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Rolls back; also what a rollback leaves, for this session is kept. `false`: something hangs in front of it, or the
@@ -493,5 +570,23 @@ fn read_branch(row: &tokio_postgres::Row) -> Result<BranchId, LogError> {
     Ok(BranchId {
         transaction: row.try_get::<_, SqlId>(1)?.transaction()?,
         participant,
+    })
+}
+
+/// From the column `at` on.
+fn read_promised(
+    branch: &BranchId,
+    row: &tokio_postgres::Row,
+    at: usize,
+) -> Result<Promised, LogError> {
+    let digest: Option<&[u8]> = row.try_get(at)?;
+    let digest = digest.and_then(|bytes| bytes.try_into().ok());
+    Ok(Promised {
+        digest: digest
+            .map(BodyDigest)
+            .ok_or_else(|| unreadable(branch, "its digest is not 32 bytes"))?,
+        added: row.try_get(at + 1)?,
+        voted_yes: row.try_get(at + 2)?,
+        operations: row.try_get(at + 3)?,
     })
 }

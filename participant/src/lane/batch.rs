@@ -383,7 +383,11 @@ async fn commit(line: &Line, begun: &Begun, going: &[Going], good: Good) -> Ran 
     // Never cancelled and never hurried: from here on only the database knows (design rule 10).
     let committing = line.commit(begun, &corrected, &states, good.forced);
     match tokio::time::timeout(COMMIT_MAX, committing).await {
-        Ok(Ok(())) => Ran::Committed(good.ended),
+        Ok(Ok(true)) => Ran::Committed(good.ended),
+        Ok(Ok(false)) => {
+            tracing::debug!("a batch was stopped at its commit; its messages go alone");
+            Ran::Without((0..going.len()).collect())
+        }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a batch was not committed, or nobody knows; its messages go alone");
             Ran::Broken
@@ -480,7 +484,8 @@ fn as_hoped(service: &dyn Service, going: &Going, hope: &Hope, begun: &Begun) ->
     match &going.message {
         Message::Prepare { .. } => {
             let transaction = going.branch.transaction;
-            let row = State::without_row(transaction, None, begun.mark(transaction));
+            // Where a mark speaks of it, the commit fails.
+            let row = State::without_row(transaction, None, None);
             if begun.inserted.contains(&going.branch) && hope.is_of(&row) {
                 Found::AsHoped
             } else {
