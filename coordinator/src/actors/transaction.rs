@@ -210,7 +210,6 @@ impl TransactionActor {
     }
 
     fn carry_out(&mut self, effect: Effect, ctx: &mut Context<Self>) {
-        let addr = ctx.address();
         match effect {
             Effect::Send {
                 participant,
@@ -218,7 +217,7 @@ impl TransactionActor {
                 attempt,
                 pace,
             } => {
-                let kind = request.kind();
+                let (kind, addr) = (request.kind(), ctx.address());
                 let branch = BranchId {
                     transaction: self.id(),
                     participant: participant.clone(),
@@ -238,12 +237,16 @@ impl TransactionActor {
                     deadline: self.deadline.filter(|_| kind == RequestKind::Prepare),
                     begun_at_ms: self.header.created_at.0,
                     low_water: self.links.low_water.for_call_about(self.id()),
+                    is_awaited: self.somebody_waits_for_all(),
                     trace: self.trace.clone(),
                     on_done,
                 });
             }
             Effect::Force(decision) => {
-                let record = self.record(decision, Arc::clone(&self.header));
+                let (record, addr) = (
+                    self.record(decision, Arc::clone(&self.header)),
+                    ctx.address(),
+                );
                 let on_durable =
                     Box::new(move |standing| addr.do_send(Deliver(Event::Forced(standing))));
                 self.links
@@ -256,13 +259,14 @@ impl TransactionActor {
                     key: None,
                     ..Header::clone(&self.header)
                 });
-                let record = self.record(decision, header);
+                let (record, addr) = (self.record(decision, header), ctx.address());
                 let on_durable = Box::new(move || addr.do_send(Deliver(Event::Appended)));
                 self.links.log_writer.do_send(Append { record, on_durable });
             }
             Effect::Finish => {
                 let (id, finished_at) = (self.id(), wall_clock());
                 self.milestones.finished_at = Some(finished_at);
+                let addr = ctx.address();
                 let on_durable = Box::new(move || addr.do_send(Deliver(Event::Appended)));
                 self.links.log_writer.do_send(Finish {
                     id,
@@ -335,6 +339,11 @@ impl TransactionActor {
             Until::Decided => self.machine.told().is_some(),
             Until::Applied => self.machine.is_applied(),
         }
+    }
+
+    fn somebody_waits_for_all(&self) -> bool {
+        let mut waiters = self.waiters.iter();
+        waiters.any(|(until, waiter)| *until == Until::Applied && !waiter.is_closed())
     }
 
     fn serve_waiters(&mut self) {

@@ -1,8 +1,10 @@
 //! Calls to a participant that takes batches (`docs/API.md` section 2): what comes while a request is under way leaves
-//! together with the next one, and with nothing under way a call leaves at once. No timer is waited for, and one client's
-//! calls leave singly, as ever.
+//! together with the next one, and with nothing under way a call leaves at once, but for an outcome that may get a ride.
 //!
 //! - **Prepares and outcomes have lanes of their own**, so that phase two never waits behind phase one (design rule 17).
+//!   But what prepares leave in takes along the outcomes that wait; and an outcome that nobody waits for waits for such a
+//!   ride, for [`RIDE_MAX`] and no longer, as long as rides come. One that comes saves a request, and at the participant a
+//!   local transaction and its forced write.
 //! - **A request is under way until it is first answered**, or for [`PATIENCE`]: whoever waits for a key, or for a
 //!   participant that hangs, holds up nobody for longer than that.
 //! - **A batch is many, not one** (design rule 23). Each line is judged by [`read_reply`] as the answer to its call alone,
@@ -21,7 +23,7 @@ use reqwest::{Response, header};
 use tokio::{
     runtime::Handle,
     sync::oneshot,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use unanimous_protocol::{
     id::TransactionId,
@@ -32,6 +34,7 @@ use unanimous_protocol::{
 use super::{
     Ended, Endpoint, Http, Outgoing,
     http::{ANSWER_BYTES_MAX, Failure, broke_off, failure, read},
+    rides::{RIDE_MAX, Rides},
 };
 use crate::crash;
 
@@ -58,10 +61,24 @@ const MEMBERS_BYTES_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Batches(Mutex<HashMap<String, Lanes>>);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Lanes {
     prepares: Arc<Lane>,
     outcomes: Arc<Lane>,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        let outcomes = Arc::<Lane>::default();
+        let prepares = Lane {
+            takes_along: Some(Arc::clone(&outcomes)),
+            ..Lane::default()
+        };
+        Self {
+            prepares: Arc::new(prepares),
+            outcomes,
+        }
+    }
 }
 
 impl Batches {
@@ -81,12 +98,26 @@ impl Batches {
 
 /// Calls to one participant that wait for each other.
 #[derive(Debug, Default)]
-pub(super) struct Lane(Mutex<Calls>);
+pub(super) struct Lane {
+    calls: Mutex<Calls>,
+    /// What waits there leaves with what leaves here.
+    takes_along: Option<Arc<Lane>>,
+}
 
 #[derive(Debug, Default)]
 struct Calls {
     waiting: VecDeque<Waiting>,
     under_way: usize,
+    rides: Rides,
+}
+
+/// When a call leaves.
+enum Leaves {
+    Now,
+    /// With a ride, or when none has come.
+    WithARide,
+    /// When whoever is before it says so.
+    Later,
 }
 
 /// A call, and who listens.
@@ -106,6 +137,13 @@ impl Waiting {
         };
         let state = self.call.trace.tracestate().map_or(0, str::len);
         operations + 2 * state + MEMBERS_BYTES_MAX
+    }
+
+    fn may_wait_for_a_ride(&self) -> bool {
+        match self.call.request.kind() {
+            RequestKind::Prepare => false,
+            RequestKind::Commit | RequestKind::Abort => !self.call.is_awaited,
+        }
     }
 
     fn message(&self) -> BatchMessage {
@@ -145,56 +183,124 @@ impl Lane {
     /// Calls a branch with the next batch. Dropping the future cuts the call.
     pub(super) async fn call(self: Arc<Self>, http: Http, to: Endpoint, call: Outgoing) -> Ended {
         let (tell, told) = oneshot::channel();
-        let leaves = {
-            let mut calls = self.calls();
-            calls.waiting.push_back(Waiting {
-                call,
-                since: Instant::now(),
-                tell,
-            });
-            let leaves = calls.under_way < UNDER_WAY_MAX;
-            calls.under_way += usize::from(leaves);
-            leaves
-        };
-        if leaves {
-            let runtime = Handle::current();
-            Turn {
+        let leaves = self.calls().add(Waiting {
+            call,
+            since: Instant::now(),
+            tell,
+        });
+        let runtime = Handle::current();
+        match leaves {
+            Leaves::Now => Turn {
                 lane: self,
                 http,
                 to,
                 runtime,
             }
-            .go();
+            .go(),
+            Leaves::WithARide => drop(runtime.spawn(self.ride_is_due(http, to))),
+            Leaves::Later => {}
         }
         told.await
             .unwrap_or_else(|_| Ended::Silent("the process is ending".to_owned()))
     }
 
-    fn calls(&self) -> MutexGuard<'_, Calls> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Those for whom no ride has come leave by themselves.
+    async fn ride_is_due(self: Arc<Self>, http: Http, to: Endpoint) {
+        sleep(RIDE_MAX).await;
+        if self.calls().leave_without_a_ride() {
+            let turn = Turn {
+                lane: self,
+                http,
+                to,
+                runtime: Handle::current(),
+            };
+            turn.leave().await;
+        }
     }
 
-    /// What leaves in one request: a first call, whatever its size, and what fits behind it. A branch is in a batch once.
-    fn take(&self) -> Vec<Waiting> {
-        let mut calls = self.calls();
-        let mut taken: Vec<Waiting> = Vec::new();
-        let mut bytes = MEMBERS_BYTES_MAX;
-        while taken.len() < BATCH_MESSAGES_MAX
-            && let Some(next) = calls.waiting.pop_front()
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What leaves in one request: a first call, whatever its size, and what fits behind it.
+    fn take(&self, takes_batches: bool) -> Vec<Waiting> {
+        let mut load = Load::default();
+        self.calls().load(&mut load);
+        if takes_batches
+            && !load.taken.is_empty()
+            && let Some(others) = &self.takes_along
+        {
+            let before = load.taken.len();
+            let mut others = others.calls();
+            others.load(&mut load);
+            if load.taken.len() > before {
+                others.rides.came();
+            }
+        }
+        load.taken
+    }
+}
+
+impl Calls {
+    fn add(&mut self, waiting: Waiting) -> Leaves {
+        let may_wait = waiting.may_wait_for_a_ride();
+        self.waiting.push_back(waiting);
+        if self.under_way >= UNDER_WAY_MAX || (may_wait && self.rides.are_expected) {
+            Leaves::Later
+        } else if may_wait && self.rides.are_worth_waiting_for() {
+            self.rides.are_expected = true;
+            Leaves::WithARide
+        } else {
+            self.under_way += 1;
+            Leaves::Now
+        }
+    }
+
+    /// Whether a request is to leave with those that have waited in vain.
+    fn leave_without_a_ride(&mut self) -> bool {
+        self.rides.are_expected = false;
+        if self.waiting.is_empty() {
+            return false;
+        }
+        self.rides.did_not_come();
+        let leaves = self.under_way < UNDER_WAY_MAX;
+        self.under_way += usize::from(leaves);
+        leaves
+    }
+
+    fn load(&mut self, load: &mut Load) {
+        while load.taken.len() < BATCH_MESSAGES_MAX
+            && let Some(next) = self.waiting.pop_front()
         {
             if next.tell.is_closed() {
                 continue;
             }
-            bytes += next.bytes_max();
-            let fits = taken.is_empty() || bytes <= BATCH_BYTES_MAX;
-            let is_there = taken.iter().any(|one| one.call.branch == next.call.branch);
-            if !fits || is_there {
-                calls.waiting.push_front(next);
-                break;
+            if !load.has_room_for(&next) {
+                self.waiting.push_front(next);
+                return;
             }
-            taken.push(next);
+            load.add(next);
         }
-        taken
+    }
+}
+
+/// What leaves in one request. A branch is in it once.
+#[derive(Default)]
+struct Load {
+    taken: Vec<Waiting>,
+    bytes: usize,
+}
+
+impl Load {
+    fn has_room_for(&self, next: &Waiting) -> bool {
+        let is_there = |one: &Waiting| one.call.branch == next.call.branch;
+        let bytes = MEMBERS_BYTES_MAX + self.bytes + next.bytes_max();
+        self.taken.is_empty() || (bytes <= BATCH_BYTES_MAX && !self.taken.iter().any(is_there))
+    }
+
+    fn add(&mut self, next: Waiting) {
+        self.bytes += next.bytes_max();
+        self.taken.push(next);
     }
 }
 
@@ -239,8 +345,9 @@ impl Turn {
     async fn leave(self) {
         // Once around: what is to be sent at this moment comes along.
         tokio::task::yield_now().await;
-        let mut calls = self.lane.take();
-        if calls.len() > 1 && self.to.announced().takes_batches() {
+        let takes_batches = self.to.announced().takes_batches();
+        let mut calls = self.lane.take(takes_batches);
+        if calls.len() > 1 && takes_batches {
             Batch::of(self, calls).go().await;
         } else if calls.len() > 1 {
             self.singly(calls);

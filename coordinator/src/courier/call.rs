@@ -29,6 +29,8 @@ pub struct Call {
     pub begun_at_ms: i64,
     /// The low-water mark to tell the participant (design rule 15).
     pub low_water: Option<TransactionId>,
+    /// Somebody waits until it has been made.
+    pub is_awaited: bool,
     /// The trace that this call belongs to. Each attempt is a parent of its own in it.
     pub trace: TraceContext,
     /// Takes the report, exactly once, unless the call is withdrawn unsent. It is dropped then:

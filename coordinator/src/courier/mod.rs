@@ -30,6 +30,7 @@ mod endpoint;
 mod http;
 mod limits;
 mod queue;
+mod rides;
 mod stats;
 #[cfg(test)]
 mod tests;

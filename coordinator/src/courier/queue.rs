@@ -462,6 +462,7 @@ impl Queue {
                 remaining_ms: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
                 begun_at_ms: call.begun_at_ms,
                 low_water: call.low_water,
+                is_awaited: call.is_awaited,
                 trace: call.trace,
             },
             timeout,

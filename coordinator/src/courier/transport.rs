@@ -22,6 +22,8 @@ pub struct Outgoing {
     pub begun_at_ms: i64,
     /// See [`super::Call::low_water`].
     pub low_water: Option<TransactionId>,
+    /// See [`super::Call::is_awaited`].
+    pub is_awaited: bool,
     /// See [`super::Call::trace`].
     pub trace: TraceContext,
 }

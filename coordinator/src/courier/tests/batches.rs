@@ -11,7 +11,7 @@ use super::{
     http::{Does, Stub, answer, echo, http, json, outgoing, problem},
     *,
 };
-use crate::courier::Http;
+use crate::courier::{Http, rides::RIDE_MAX};
 use RequestKind::{Abort, Commit, Prepare as Ask};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -589,24 +589,52 @@ async fn calls_that_are_not_answered_hold_up_nobody() {
     until("what nobody listens to is given up", || left() >= 8).await;
 }
 
-#[tokio::test]
-async fn outcomes_never_share_a_batch_with_prepares_nor_wait_for_them() {
-    let (stub, http) = agrees_to_batches().await;
-    let kinds = [Ask, Commit, Abort, Ask, Commit, Abort];
-    let calls = (0..).zip(kinds).map(|(number, kind)| call_of(number, kind));
-    let ended = together(&stub, &http, calls.collect()).await;
-    assert_eq!(ended, kinds.map(heard));
+/// Of each batch: its prepares, and all its messages; and how many left alone.
+fn kinds_seen(stub: &Stub) -> (Vec<(usize, usize)>, usize) {
     let of_batch = |messages: Vec<Value>| {
         let prepares = messages.iter().filter(|it| text(it, "kind") == "prepare");
         (prepares.count(), messages.len())
     };
-    let mut batches: Vec<_> = stub
-        .requests()
+    let requests = stub.requests();
+    let batches = requests
         .iter()
-        .filter_map(|request| messages(request).map(of_batch))
-        .collect();
-    batches.sort_unstable();
-    assert_eq!(batches, [(0, 4), (2, 2)]);
+        .filter_map(|request| messages(request).map(of_batch));
+    (batches.collect(), seen(stub).1)
+}
+
+#[tokio::test]
+async fn outcomes_leave_with_prepares_that_leave_or_with_one_that_somebody_waits_for() {
+    let (stub, http) = agrees_to_batches().await;
+    let kinds = [Commit, Ask, Abort, Ask, Commit, Abort];
+    let calls = (0..).zip(kinds).map(|(number, kind)| call_of(number, kind));
+    let ended = together(&stub, &http, calls.collect()).await;
+    assert_eq!(ended, kinds.map(heard));
+    assert_eq!(kinds_seen(&stub), (vec![(2, 6)], 0));
+
+    // One that somebody waits for leaves with whatever outcomes there are.
+    let (stub, http) = agrees_to_batches().await;
+    let awaited = Outgoing {
+        is_awaited: true,
+        ..call_of(0, Commit)
+    };
+    let ended = together(&stub, &http, vec![call_of(1, Abort), awaited]).await;
+    assert_eq!(ended, [heard(Abort), heard(Commit)]);
+    assert_eq!(kinds_seen(&stub), (vec![(0, 2)], 0));
+}
+
+#[tokio::test]
+async fn outcomes_without_a_ride_leave_together_when_their_time_has_come() {
+    let (stub, http) = agrees_to_batches().await;
+    let began = std::time::Instant::now();
+    let calls = vec![call_of(0, Commit), call_of(1, Abort), call_of(2, Commit)];
+    let ended = together(&stub, &http, calls).await;
+    assert_eq!(ended, [heard(Commit), heard(Abort), heard(Commit)]);
+    assert_eq!(kinds_seen(&stub), (vec![(0, 3)], 0));
+    assert!(began.elapsed() >= RIDE_MAX);
+    // Then one leaves at once: no timer, so no time passes where it does not run.
+    let ended = together(&stub, &http, vec![call_of(3, Commit)]).await;
+    assert_eq!(ended, [heard(Commit)]);
+    assert_eq!(kinds_seen(&stub), (vec![(0, 3)], 1));
 }
 
 #[tokio::test]

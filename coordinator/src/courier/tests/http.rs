@@ -175,6 +175,7 @@ pub(super) fn outgoing(kind: RequestKind) -> Outgoing {
         remaining_ms: 1234,
         begun_at_ms: 99,
         low_water: None,
+        is_awaited: false,
         trace: TraceContext::begun(1),
     }
 }
@@ -466,6 +467,7 @@ async fn a_cut_call_is_unknown_and_its_connection_is_dropped() {
         deadline: None,
         begun_at_ms: 0,
         low_water: None,
+        is_awaited: false,
         trace: TraceContext::begun(1),
         on_done: Box::new(move |delivery| report.send(delivery).unwrap()),
     });

@@ -187,6 +187,7 @@ impl Office {
             deadline: None,
             begun_at_ms: 0,
             low_water: None,
+            is_awaited: false,
             trace: TraceContext::begun(1),
             on_done: Box::new(move |delivery| {
                 reported.lock().unwrap().push(Reported {

@@ -197,6 +197,7 @@ fn call(book: &Arc<Book>, number: u64, kind: RequestKind, attempt: u32) -> Call 
             .then(|| threads::now() + Duration::from_millis(50)),
         begun_at_ms: 0,
         low_water: None,
+        is_awaited: false,
         trace: TraceContext::begun(1),
         on_done: Box::new(move |_| ticket.report()),
     }
