@@ -24,10 +24,15 @@ impl Trust {
 
     /// Sorts an error, and remembers it if nothing may be believed any more.
     pub(super) fn noting<T>(&self, result: Result<T, impl Into<LogError>>) -> Result<T, LogError> {
-        result.map_err(Into::into).inspect_err(|error| {
-            if let LogError::Broken(cause) = error {
-                self.lose(cause.to_string());
-            }
-        })
+        result
+            .map_err(Into::into)
+            .inspect_err(|error| self.mind(error))
+    }
+
+    /// Remembers the error if nothing may be believed any more.
+    pub(super) fn mind(&self, error: &LogError) {
+        if let LogError::Broken(cause) = error {
+            self.lose(cause.to_string());
+        }
     }
 }

@@ -1,19 +1,18 @@
-//! One decision write: the whole of it in one trip to SQLite's thread, and step by step where SQLite refuses a row.
+//! One decision write: the whole of it as one statement, and step by step where something is not as it was believed to be.
 
-use futures_util::TryStreamExt as _;
-use sqlx::{Either, Executor as _, Row as _, SqliteConnection};
+use sqlx::SqliteConnection;
 use unanimous_protocol::life::Writer;
 
 use super::{
     codes::is_refusal,
     read_head,
     rows::{Row, append, insert, json_array, standings},
-    sql::{DECIDE, DECIDE_ONLY, FENCE},
-    writing::{Core, Job, rolled_back},
+    sql::{DECIDE, FENCE},
+    writing::{Core, Job},
 };
 use crate::log::{
     LogError, WriteError,
-    answers::{self, Answers, Inserted},
+    answers::{self, Answers},
     damaged,
 };
 
@@ -28,13 +27,6 @@ pub(super) struct Deciding {
     pub(super) finishes: String,
 }
 
-/// What a write has done that went through as a whole.
-struct Done {
-    /// The counter; `None` where the fence let nothing through.
-    decisions: Option<u64>,
-    inserted: u64,
-}
-
 impl Deciding {
     /// The counter, and what became of each proposal.
     pub(super) async fn on(
@@ -42,73 +34,43 @@ impl Deciding {
         core: &Core,
         connection: &mut SqliteConnection,
     ) -> Result<(u64, Answers), WriteError> {
-        let written = self.at_once(connection).await;
-        // One bad row fails alone (rule 23), so each is looked at.
-        if written.as_ref().is_err_and(is_refusal) && rolled_back(connection).await {
-            return core.transact(connection, self.step_by_step()).await;
+        match self.at_once(connection).await {
+            Ok(()) => Ok((
+                self.writer.decisions_at_least + 1,
+                self.rows.iter().map(|_| Ok(None)).collect(),
+            )),
+            // Not as it was believed to be; or a row is bad, and fails alone (rule 23). It undid itself.
+            Err(error) if is_refusal(&error) => {
+                core.transact(connection, self.step_by_step()).await
+            }
+            Err(error) => {
+                let error = LogError::from(error);
+                core.trust.mind(&error);
+                Err(error.into())
+            }
         }
-        let done = core.trust.noting(written)?;
-        let Some(decisions) = done.decisions else {
-            return Err(shut(connection, &self.writer).await);
-        };
-        let everything = self.rows.len() + self.riding.len();
-        let inserted = if done.inserted == everything as u64 {
-            self.rows.iter().map(|_| Inserted::Yes).collect()
-        } else {
-            // Some were there before, and which does not matter: whatever there is of each one now is durable, and stands.
-            self.rows.iter().map(|_| Inserted::No).collect::<Vec<_>>()
-        };
-        let found = standings(connection, &answers::in_the_way(&self.rows, &inserted)).await;
-        let found = core.trust.noting(found)?;
-        let answers = answers::joined(&self.rows, inserted, found);
-        Ok((decisions, core.trust.noting(answers)?))
     }
 
-    async fn at_once(&self, connection: &mut SqliteConnection) -> Result<Done, sqlx::Error> {
+    /// All of it, or nothing.
+    async fn at_once(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let Writer {
             node,
             epoch,
             identity,
             decisions_at_least,
         } = self.writer;
-        let has_finishes = self.finishes != "[]";
-        let sql = if has_finishes { DECIDE } else { DECIDE_ONLY };
         let rows = self.rows.iter().chain(&self.riding);
-        let mut query = sqlx::query(sql)
+        let query = sqlx::query(DECIDE)
             .bind(node.0)
             .bind(epoch.number())
             .bind(i64::try_from(decisions_at_least).unwrap_or(i64::MAX))
             .bind(identity.0)
-            .bind(json_array(rows.map(Row::json)));
-        if has_finishes {
-            query = query.bind(self.finishes.as_str());
-        }
-        let mut done = Done {
-            decisions: None,
-            inserted: 0,
-        };
-        // What each statement changed, in their order; among them what the fence returns.
-        let mut statements = 0;
-        // Several statements with parameters in one query are a thing of this driver alone, so sqlx advises against them
-        // where it can not know which driver it is (launchbadge/sqlx#3108).
-        let mut steps = connection.fetch_many(query);
-        while let Some(step) = steps.try_next().await? {
-            match step {
-                Either::Right(row) => {
-                    done.decisions = Some(row.try_get::<i64, _>(0)?.unsigned_abs());
-                }
-                Either::Left(ended) => {
-                    statements += 1;
-                    if statements == THE_INSERT {
-                        done.inserted = ended.rows_affected();
-                    }
-                }
-            }
-        }
-        Ok(done)
+            .bind(json_array(rows.map(Row::json)))
+            .bind(self.finishes.as_str());
+        query.execute(connection).await.map(drop)
     }
 
-    /// For a write that SQLite has refused as a whole.
+    /// What is there already is looked up, and a bad row refused alone.
     fn step_by_step(self) -> Job<(u64, Answers)> {
         Box::new(move |connection| {
             Box::pin(async move {
@@ -139,9 +101,6 @@ impl Deciding {
         })
     }
 }
-
-/// The place of the insert among the statements of [`DECIDE`].
-const THE_INSERT: u32 = 3;
 
 /// Why the fence let nothing through.
 async fn shut(connection: &mut SqliteConnection, writer: &Writer) -> WriteError {

@@ -47,7 +47,7 @@ use self::{
     reading::KeyReader,
     rows::{Row, append, encoded, head, json, record, view},
     sql::*,
-    writing::{Core, Job, Whole, Writing},
+    writing::{Core, Job, Whole, Writing, ready_to_decide},
 };
 use super::{
     Abandoned, Appends, Batch, Decided, DecisionLog, Filter, IdentityChange, LogError, NotAdopted,
@@ -94,7 +94,9 @@ impl SqliteLog {
             .clone()
             .synchronous(flushing())
             // See the module's head.
-            .pragma("wal_autocheckpoint", "0");
+            .pragma("wal_autocheckpoint", "0")
+            // For what `ready_to_decide` makes: in no file at all.
+            .pragma("temp_store", "MEMORY");
         let mut writing = writing_options
             .connect()
             .await
@@ -121,6 +123,7 @@ impl SqliteLog {
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_lazy_with(reading.clone());
+        let writing = ready_to_decide(writing).await.map_err(sqlite)?;
         #[cfg(test)]
         let before_commit = super::memory::Gate::default();
         #[cfg(test)]

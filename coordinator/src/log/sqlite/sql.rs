@@ -1,32 +1,17 @@
 //! The statements, all of them on records and epochs. What each is for is said where it is run.
 
-/// What a writer believes, as it stands in `epoch` (rule 11).
-macro_rules! believed {
-    ($decisions:literal) => {
-        concat!(
-            "node = ?1 AND epoch = ?2 AND decisions ",
-            $decisions,
-            " ?3 AND ?4 = (SELECT identity FROM log_identity ORDER BY ordinal DESC LIMIT 1)"
-        )
-    };
-}
+/// Conditional on all that the writer believes (rule 11); raises the counter in the same statement. A repeat after an
+/// unclear write changes this row again, so its commit has a frame to sync, whatever else it finds done.
+pub(super) const FENCE: &str = "
+UPDATE epoch SET decisions = decisions + 1
+WHERE node = ?1 AND epoch = ?2 AND decisions >= ?3
+  AND ?4 = (SELECT identity FROM log_identity ORDER BY ordinal DESC LIMIT 1)
+RETURNING decisions";
 
-/// Conditional on all that the writer believes; raises the counter in the same statement. A repeat after an unclear
-/// write changes this row again, so its commit has a frame to sync, whatever else it finds done.
-macro_rules! fence {
-    () => {
-        concat!(
-            "UPDATE epoch SET decisions = decisions + 1 WHERE ",
-            believed!(">="),
-            " RETURNING decisions"
-        )
-    };
-}
-
-/// All records of a write as one JSON array, so that the statement is prepared once, whatever their number. Taken in
-/// their order, so that of two with one key the first one wins.
+/// Records as one JSON array, so that the statement is prepared once, whatever their number. Taken in their order, so
+/// that of two with one key the first one wins.
 macro_rules! insert {
-    ($rows:literal if $condition:expr) => {
+    ($rows:literal) => {
         concat!(
             "INSERT INTO record (id, idempotency_key, request, labels, created_at, deadline, outcome, reason, branches,
                                  second_phase, decided_at, finished_at)
@@ -35,57 +20,49 @@ macro_rules! insert {
                     p.value ->> 11
              FROM json_each(",
             $rows,
-            ") AS p WHERE ",
-            $condition,
-            " ON CONFLICT DO NOTHING"
+            ") AS p WHERE true"
         )
     };
 }
 
+pub(super) const INSERT: &str = concat!(insert!("?1"), " ON CONFLICT DO NOTHING RETURNING id");
+
 macro_rules! finish {
-    ($finishes:literal if $condition:expr) => {
+    ($finishes:literal) => {
         concat!(
             "UPDATE record SET finished_at = f.at
              FROM (SELECT unhex(value ->> 0) AS id, value ->> 1 AS at FROM json_each(",
             $finishes,
-            ")) AS f WHERE record.id = f.id AND record.finished_at IS NULL AND ",
-            $condition
+            ")) AS f WHERE record.id = f.id AND record.finished_at IS NULL"
         )
     };
 }
 
-/// The fence let this write through: it has raised the counter above what the writer knew.
-macro_rules! passed {
-    () => {
-        concat!("EXISTS (SELECT 1 FROM epoch WHERE ", believed!(">"), ")")
-    };
-}
+pub(super) const FINISH: &str = finish!("?1");
 
-/// A whole decision write, so that it is one trip to SQLite's thread and back: a trip costs more than the statements do.
-/// `?5` are the records, `?6` the finishes. The statements have the condition of the fence each, for nothing stops
-/// between them.
-pub(super) const DECIDE: &str = concat!(
-    "BEGIN IMMEDIATE; ",
-    fence!(),
-    "; ",
-    insert!("?5" if passed!()),
-    "; ",
-    finish!("?6" if passed!()),
-    "; COMMIT"
-);
+/// For [`DECIDE`]: a view that nothing is in, and what is done instead of inserting into it. The connection's own, so they
+/// are in no file. All is done or, where anything is not as it is believed to be, nothing: the fence lets nothing
+/// through, the counter is another one, a record's id or key is there already, or a record is refused.
+pub(super) const TO_DECIDE: [&str; 2] = [
+    "CREATE TEMP VIEW decision AS
+     SELECT NULL AS node, NULL AS epoch, NULL AS decisions, NULL AS identity, NULL AS records, NULL AS finishes",
+    concat!(
+        "CREATE TEMP TRIGGER decide INSTEAD OF INSERT ON decision BEGIN
+            UPDATE epoch SET decisions = decisions + 1
+            WHERE node = NEW.node AND epoch = NEW.epoch AND decisions = NEW.decisions
+              AND NEW.identity = (SELECT identity FROM log_identity ORDER BY ordinal DESC LIMIT 1);
+            SELECT RAISE(ABORT, 'the log is not as this writer believes') WHERE changes() <> 1; ",
+        insert!("NEW.records"),
+        "; ",
+        finish!("NEW.finishes"),
+        "; END"
+    ),
+];
 
-/// The same where nothing has finished.
-pub(super) const DECIDE_ONLY: &str = concat!(
-    "BEGIN IMMEDIATE; ",
-    fence!(),
-    "; ",
-    insert!("?5" if passed!()),
-    "; COMMIT"
-);
-
-pub(super) const FENCE: &str = fence!();
-
-pub(super) const INSERT: &str = concat!(insert!("?1" if "true"), " RETURNING id");
+/// A whole decision write: one statement in its own implicit transaction, and so one trip to SQLite's thread and one
+/// answer. A trip costs more than the statements do.
+pub(super) const DECIDE: &str = "
+INSERT INTO decision (node, epoch, decisions, identity, records, finishes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 
 /// What is in the way of proposals that were not inserted.
 pub(super) const STANDING: &str = "
@@ -94,8 +71,6 @@ FROM json_each(?1) AS p
 LEFT JOIN record AS own ON own.id = unhex(p.value ->> 0)
 LEFT JOIN record AS holder ON holder.idempotency_key = p.value ->> 1
 ORDER BY p.key";
-
-pub(super) const FINISH: &str = finish!("?1" if "true");
 
 pub(super) const HEAD: &str = "
 SELECT (SELECT json_group_array(identity ORDER BY ordinal) FROM log_identity) AS identities,

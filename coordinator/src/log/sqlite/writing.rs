@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::{
     codes::{code, sqlite_code},
     file::checkpoint,
+    sql::TO_DECIDE,
 };
 use crate::log::{LogError, WriteError, trust::Trust};
 
@@ -109,7 +110,7 @@ impl Core {
     }
 
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
-        let connection = self.writing_options.connect().await?;
+        let connection = ready_to_decide(self.writing_options.connect().await?).await?;
         #[cfg(test)]
         let connection = hold_commits(&self.before_commit, connection).await?;
         Ok(connection)
@@ -164,8 +165,18 @@ impl Core {
     }
 }
 
+/// Gives the connection what [`super::sql::DECIDE`] needs.
+pub(super) async fn ready_to_decide(
+    mut connection: SqliteConnection,
+) -> Result<SqliteConnection, sqlx::Error> {
+    for sql in TO_DECIDE {
+        sqlx::query(sql).execute(&mut connection).await?;
+    }
+    Ok(connection)
+}
+
 /// Whether the connection has no transaction open any more.
-pub(super) async fn rolled_back(connection: &mut SqliteConnection) -> bool {
+async fn rolled_back(connection: &mut SqliteConnection) -> bool {
     match sqlx::query("ROLLBACK").execute(connection).await {
         Ok(_) => true,
         // "no transaction is active": BEGIN failed, or SQLite has rolled it back by itself.
