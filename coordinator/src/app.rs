@@ -1,9 +1,10 @@
 //! Where the parts are joined: the only place that knows all of them.
 
 use std::{
+    collections::BTreeMap,
     net::{SocketAddr, TcpListener},
     num::NonZero,
-    sync::Arc,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -16,19 +17,21 @@ use tokio::{
     sync::{oneshot, watch},
 };
 use tracing::{info, warn};
+use unanimous_protocol::id::ParticipantName;
 
 pub use self::opening::open_existing_log;
 use crate::{
     actors::{
-        Address, Engine,
+        Address, Engine, host_here,
         recovery::Recovered,
         registry::{
             Bounds, Condition, Drain, Given, Recover, Registry, participants::register_stored,
         },
     },
     config::Settings,
-    courier::{Couriers, Http, Limits, Transport},
+    courier::{Couriers, Endpoint, Http, Limits, Transport},
     http,
+    log::DecisionLog,
     metrics::Metrics,
 };
 
@@ -49,53 +52,100 @@ pub struct App {
     condition: watch::Receiver<Condition>,
     servers: Vec<actix_web::dev::Server>,
     signals: Signals,
-    // The engine's thread and the calls' runtime live as long as the app.
-    _engine: Engine,
+    // Live as long as the app.
+    _engine: Option<Engine>,
     _calls: Calls,
 }
 
-/// The runtime that calls to participants are made on: one of its own, or on a small machine the actors'. It is ended from
-/// within another one, where waiting for its threads would be a panic: what is under way is dropped, as in any other end
-/// of the process.
-enum Calls {
-    Own(Option<Runtime>),
-    Shared(Handle),
-}
+/// The runtime that calls to participants are made on, where they have one of their own. It is ended from within another
+/// one, where waiting for its threads would be a panic: what is under way is dropped, as in any other end of the process.
+struct Calls(Option<Runtime>);
 
 impl Calls {
-    async fn start(engine: &Engine) -> anyhow::Result<Self> {
-        let threads = share_of_cores();
-        if threads > 1 {
-            let own = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(threads)
-                .thread_name("calls")
-                .enable_all()
-                .build()
-                .context("no threads for calls to participants")?;
-            return Ok(Self::Own(Some(own)));
-        }
-        let shared = engine.runtime().await.context("the actors' thread ended")?;
-        Ok(Self::Shared(shared))
-    }
-
-    fn handle(&self) -> Handle {
-        match self {
-            Self::Own(Some(runtime)) => runtime.handle().clone(),
-            // It is there until it is dropped.
-            Self::Own(None) => Handle::current(),
-            Self::Shared(handle) => handle.clone(),
-        }
+    fn start(threads: usize) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("calls")
+            .enable_all()
+            .build();
+        Ok(Self(Some(
+            runtime.context("no threads for calls to participants")?,
+        )))
     }
 }
 
 impl Drop for Calls {
     fn drop(&mut self) {
-        if let Self::Own(runtime) = self
-            && let Some(runtime) = runtime.take()
-        {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
+}
+
+/// A life that has been begun in the log, before anything is there that lives it.
+struct Beginning {
+    recovered: Recovered,
+    log: Arc<dyn DecisionLog>,
+    endpoints: BTreeMap<ParticipantName, Endpoint>,
+    given: Given,
+    http: Arc<Http>,
+    metrics: Arc<Metrics>,
+    tell_condition: watch::Sender<Condition>,
+}
+
+impl Beginning {
+    /// The registry, which makes its calls on this runtime, and what is its first message.
+    fn registry(self, calls: Handle) -> (Registry, Recover) {
+        let couriers = Couriers::new(
+            Limits::default(),
+            Arc::clone(&self.http) as Arc<dyn Transport>,
+            calls,
+            rand::random(),
+            self.metrics.calls.clone(),
+        );
+        let Recovered {
+            life,
+            unfinished,
+            participants,
+        } = self.recovered;
+        register_stored(&couriers, &self.given.configured, participants);
+        for (participant, endpoint) in self.endpoints {
+            couriers.register(&participant, endpoint);
+        }
+        let registry = Registry::new(
+            life,
+            self.log,
+            couriers,
+            self.http,
+            self.given,
+            self.tell_condition,
+            self.metrics,
+        );
+        (registry, Recover(unfinished))
+    }
+}
+
+/// Where the actors live: each HTTP worker asks for their address when it starts.
+type Home = Arc<dyn Fn() -> Address<Registry> + Send + Sync>;
+
+/// With the only HTTP worker, which makes the calls as well.
+fn at_home_with_the_worker(beginning: Beginning) -> Home {
+    let (beginning, home) = (Mutex::new(Some(beginning)), OnceLock::new());
+    Arc::new(move || {
+        let settle = || {
+            let beginning = beginning
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            let beginning = beginning.expect("one settles once");
+            let (registry, recover) = beginning.registry(Handle::current());
+            let registry = host_here(registry);
+            // Before any request: it is the first message.
+            registry.do_send(recover);
+            registry
+        };
+        home.get_or_init(settle).clone()
+    })
 }
 
 /// How a coordinator ended.
@@ -133,62 +183,51 @@ impl App {
                 "--adopt-node is not needed on this log: a start takes over every node in it"
             );
         }
-        let Recovered {
-            life,
-            unfinished,
-            participants,
-        } = recovered;
-
         let metrics = Arc::new(Metrics::new(http::OPERATIONS)?);
-        let engine = Engine::start();
-        let calls = Calls::start(&engine).await?;
-        let http = Arc::new(Http::new(&Limits::default())?);
-        let couriers = Couriers::new(
-            Limits::default(),
-            Arc::clone(&http) as Arc<dyn Transport>,
-            calls.handle(),
-            rand::random(),
-            metrics.calls.clone(),
-        );
-        let configured = settings.participants.keys().cloned().collect();
-        register_stored(&couriers, &configured, participants);
-        for (participant, endpoint) in &settings.participants {
-            couriers.register(participant, endpoint.clone());
-        }
         let (tell_condition, condition) = watch::channel(Condition::Ready);
-        let given = Given {
-            bounds: Bounds::default(),
-            retention: settings.retention,
-            configured,
-            adoption: settings.adoption.clone(),
-        };
-        let registry = Registry::new(
-            life,
+        let beginning = Beginning {
+            recovered,
             log,
-            couriers,
-            http,
-            given,
+            endpoints: settings.participants.clone(),
+            given: Given {
+                bounds: Bounds::default(),
+                retention: settings.retention,
+                configured: settings.participants.keys().cloned().collect(),
+                adoption: settings.adoption.clone(),
+            },
+            http: Arc::new(Http::new(&Limits::default())?),
+            metrics: Arc::clone(&metrics),
             tell_condition,
-            Arc::clone(&metrics),
-        );
-        let registry = engine.host(registry);
-        registry
-            .send(Recover(unfinished))
-            .await
-            .context("the registry ended at start")?;
-
-        let servers = serve(listener, admin_listener, &registry, &condition, &metrics)?;
-        let (grace, _engine, _calls) = (settings.grace, engine, calls);
+        };
+        let (engine, calls, home) = match share_of_cores() {
+            1 => (None, Calls(None), at_home_with_the_worker(beginning)),
+            threads => {
+                let (engine, calls) = (Engine::start(), Calls::start(threads)?);
+                let runtime = calls
+                    .0
+                    .as_ref()
+                    .map_or_else(Handle::current, |own| own.handle().clone());
+                let (registry, recover) = beginning.registry(runtime);
+                let registry = engine.host(registry);
+                registry.do_send(recover);
+                let home: Home = Arc::new(move || registry.clone());
+                (Some(engine), calls, home)
+            }
+        };
+        let api = serve_api(listener, Arc::clone(&home), &metrics)?;
+        // Its workers have started.
+        let registry = home();
+        let admin = serve_admin(admin_listener, &registry, &condition, &metrics)?;
         Ok(Some(Self {
             listen,
             admin_listen,
-            grace,
+            grace: settings.grace,
             registry,
             condition,
-            servers,
+            servers: vec![api, admin],
             signals,
-            _engine,
-            _calls,
+            _engine: engine,
+            _calls: calls,
         }))
     }
 
@@ -304,34 +343,39 @@ fn connections_max() -> usize {
     usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
-fn serve(
+fn serve_api(
     listener: TcpListener,
-    admin_listener: TcpListener,
-    registry: &Address<Registry>,
-    condition: &watch::Receiver<Condition>,
+    home: Home,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<Vec<actix_web::dev::Server>> {
+) -> anyhow::Result<actix_web::dev::Server> {
     let workers = share_of_cores();
-    let connections = connections_max();
-    let (registry, for_admin) = (registry.clone(), registry.clone());
-    let (metrics, counted_by_admin) = (Data::from(Arc::clone(metrics)), Arc::clone(metrics));
-    let api = HttpServer::new(move || {
+    let metrics = Data::from(Arc::clone(metrics));
+    let server = HttpServer::new(move || {
         WebApp::new()
             .wrap(from_fn(http::metrics::count))
             .app_data(metrics.clone())
-            .app_data(Data::new(registry.clone()))
+            .app_data(Data::new(home()))
             .configure(http::api)
     })
     .workers(workers)
-    .max_connections(connections / workers)
+    .max_connections(connections_max() / workers)
     .keep_alive(KEEP_ALIVE)
     .tcp_nodelay(true)
     .client_request_timeout(HEAD_TIMEOUT)
     .disable_signals()
     .listen(listener)?;
-    let (registry, condition) = (for_admin, condition.clone());
-    let metrics = Data::from(counted_by_admin);
-    let admin = HttpServer::new(move || {
+    Ok(server.run())
+}
+
+fn serve_admin(
+    listener: TcpListener,
+    registry: &Address<Registry>,
+    condition: &watch::Receiver<Condition>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<actix_web::dev::Server> {
+    let (registry, condition) = (registry.clone(), condition.clone());
+    let metrics = Data::from(Arc::clone(metrics));
+    let server = HttpServer::new(move || {
         WebApp::new()
             .wrap(from_fn(http::metrics::count))
             .app_data(metrics.clone())
@@ -344,6 +388,6 @@ fn serve(
     .tcp_nodelay(true)
     .client_request_timeout(HEAD_TIMEOUT)
     .disable_signals()
-    .listen(admin_listener)?;
-    Ok(vec![api.run(), admin.run()])
+    .listen(listener)?;
+    Ok(server.run())
 }

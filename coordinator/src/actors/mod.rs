@@ -15,8 +15,9 @@
 //! a panic ends an actor for good while the process lives on, so the process's panic hook aborts; a supervised actor
 //! restarts with its old fields, so nothing is supervised: a coordinator is rebuilt from its log, never from memory.
 //!
-//! All of them live on one thread of their own, apart from the HTTP workers: a message between them is a push into a
-//! queue. `Addr`s are the only way in.
+//! All of them live on one thread: a message between them is a push into a queue. It is one of their own, apart from the
+//! HTTP workers, where there are cores for both; on a small machine they live where the only worker serves, and nothing is
+//! handed from thread to thread. `Addr`s are the only way in.
 
 pub mod log_writer;
 pub mod recovery;
@@ -26,7 +27,6 @@ pub mod transaction;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use actix::{Actor as _, Arbiter, System};
-use tokio::{runtime::Handle, sync::oneshot};
 use unanimous_protocol::record::WallMillis;
 
 use self::registry::Registry;
@@ -34,7 +34,7 @@ use self::registry::Registry;
 /// How an actor is reached.
 pub type Address<A> = actix::Addr<A>;
 
-/// The thread that all actors live on. It ends with the process.
+/// A thread of their own for all actors. It ends with the process.
 pub struct Engine {
     thread: Arbiter,
 }
@@ -48,21 +48,17 @@ impl Engine {
         }
     }
 
-    /// For other work on the actors' thread; `None` where it has ended.
-    pub async fn runtime(&self) -> Option<Handle> {
-        let (tell, told) = oneshot::channel();
-        self.thread.spawn_fn(move || {
-            // Whoever asked waits.
-            drop(tell.send(Handle::current()));
-        });
-        told.await.ok()
-    }
-
     /// Puts the registry on it.
     #[must_use]
     pub fn host(&self, registry: Registry) -> Address<Registry> {
         Registry::start_in_arbiter(&self.thread.handle(), |_| registry)
     }
+}
+
+/// Puts the registry on this thread: an HTTP worker's.
+#[must_use]
+pub fn host_here(registry: Registry) -> Address<Registry> {
+    registry.start()
 }
 
 /// Runs what may start actors or servers to its end.
