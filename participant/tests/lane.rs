@@ -10,7 +10,14 @@ use crate::service::{Answer, NOWHERE, Service, connect, id, note};
 
 /// Prepares 1 to 20 with these operations each, at once.
 async fn prepare_all(east: &Service, operations: impl Fn(u32) -> Value) -> Vec<Answer> {
-    join_all((1..=20).map(|number| {
+    prepare_to(20, east, operations).await
+}
+
+/// Their rows are written one by one where they are few, and set-wise where they are many.
+const FEW_AND_MANY: [u32; 2] = [4, 20];
+
+async fn prepare_to(count: u32, east: &Service, operations: impl Fn(u32) -> Value) -> Vec<Answer> {
+    join_all((1..=count).map(|number| {
         let operations = operations(number);
         async move { east.prepare(&id(number), operations).await }
     }))
@@ -27,13 +34,19 @@ async fn written_by(east: &Service, state: &str) -> i64 {
 
 #[tokio::test]
 async fn what_waits_shares_one_local_transaction() {
+    for count in FEW_AND_MANY {
+        shares_one_local_transaction(count).await;
+    }
+}
+
+async fn shares_one_local_transaction(count: u32) {
     let east = Service::start().await;
-    for answer in prepare_all(&east, |_| note("a")).await {
+    for answer in prepare_to(count, &east, |_| note("a")).await {
         answer.is_vote("yes");
     }
     assert_eq!(written_by(&east, "prepared").await, 1);
     // Prepares and outcomes alike.
-    let outcomes = join_all((1..=20).map(|number| {
+    let outcomes = join_all((1..=count).map(|number| {
         let east = &east;
         async move {
             if number % 2 == 0 {
@@ -87,33 +100,36 @@ async fn who_does_not_say_yes_gets_its_answer_alone_and_its_neighbours_theirs() 
         ),
         (json!({"kind": "slow", "ms": 1_000}), 200, "yes"),
     ] {
-        let east = Service::start().await;
-        let answers = prepare_all(
-            &east,
-            |number| {
-                if number == 7 { json!([bad]) } else { note("a") }
-            },
-        )
-        .await;
-        for (number, answer) in (1..).zip(&answers) {
-            if number == 7 {
-                let told = answer.body["vote"].as_str();
-                let told = told.or(answer.body["code"].as_str()).unwrap();
-                assert_eq!((answer.status, told), (status, word), "{bad}");
-            } else {
-                answer.is_vote("yes");
-                assert_eq!(east.journal(&id(number)).await, ["prepared a"], "{bad}");
-            }
+        for count in FEW_AND_MANY {
+            gets_its_answer_alone(count, &bad, status, word).await;
         }
-        if word != "yes" {
-            assert!(east.journal(&id(7)).await.is_empty(), "{bad}");
+    }
+}
+
+async fn gets_its_answer_alone(count: u32, bad: &Value, status: u16, word: &str) {
+    let east = Service::start().await;
+    let answers = prepare_to(count, &east, |number| {
+        if number == 3 { json!([bad]) } else { note("a") }
+    })
+    .await;
+    for (number, answer) in (1..).zip(&answers) {
+        if number == 3 {
+            let told = answer.body["vote"].as_str();
+            let told = told.or(answer.body["code"].as_str()).unwrap();
+            assert_eq!((answer.status, told), (status, word), "{bad}");
+        } else {
+            answer.is_vote("yes");
+            assert_eq!(east.journal(&id(number)).await, ["prepared a"], "{bad}");
         }
-        if !word.starts_with("commit") && !bad.to_string().contains("terminate") {
-            // Who was taken out was the only one that cost its neighbours a second run.
-            let others = "SELECT count(DISTINCT xmin::text) FROM unanimous.branches \
-                 WHERE transaction::text NOT LIKE '%7' AND state = 'prepared'";
-            assert_eq!(east.count(others).await, 1, "{bad}");
-        }
+    }
+    if word != "yes" {
+        assert!(east.journal(&id(3)).await.is_empty(), "{bad}");
+    }
+    if !word.starts_with("commit") && !bad.to_string().contains("terminate") {
+        // Who was taken out was the only one that cost its neighbours a second run.
+        let others = "SELECT count(DISTINCT xmin::text) FROM unanimous.branches \
+                 WHERE transaction::text NOT LIKE '%03' AND state = 'prepared'";
+        assert_eq!(east.count(others).await, 1, "{bad}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use unanimous_participant::Builder;
 
@@ -189,4 +190,32 @@ async fn what_is_kept_of_a_thousand_transactions_is_what_is_not_finished() {
     assert_eq!(rows(&east).await, [id(1_000)]);
     let committed = "SELECT count(*) FROM journal WHERE what = 'committed'";
     assert_eq!(east.count(committed).await, 1_000);
+}
+
+#[tokio::test]
+async fn whoever_comes_too_late_costs_those_beside_it_one_more_run() {
+    let east = pruned().await;
+    east.until("SELECT count(*) = 1 FROM unanimous.low_water")
+        .await;
+    for first in [20, 120] {
+        for count in [3, 12] {
+            let numbers = [3].into_iter().chain(first + count..first + 2 * count);
+            let answers = join_all(numbers.map(|number| {
+                let east = &east;
+                async move { (number, east.prepare(&id(number), note("a")).await) }
+            }));
+            for (number, answer) in answers.await {
+                if number == 3 {
+                    answer.is_no("below-low-water");
+                } else {
+                    answer.is_vote("yes");
+                }
+            }
+            let (from, to) = (id(first + count), id(first + 2 * count));
+            let written_by = "SELECT count(DISTINCT xmin::text) FROM unanimous.branches";
+            let beside = format!("transaction >= '{from}' AND transaction < '{to}'");
+            let together = east.count(&format!("{written_by} WHERE {beside}")).await;
+            assert_eq!(together, 1, "{count} from {from} on");
+        }
+    }
 }

@@ -356,13 +356,23 @@ async fn assert_takes_nothing(
         records: vec![record.clone()],
         finishes: Vec::new(),
     };
-    let batch = Batch {
+    // By itself, which a store may write in another way than what has something in its way.
+    let alone = Batch {
         proposals: vec![record.clone()],
-        appends: riding.clone(),
+        appends: Appends::default(),
     };
-    let refused = log.decide(writer, &batch).await.unwrap_err();
-    let also = log.append(writer, &riding).await.unwrap_err();
-    assert_eq!(also.to_string(), refused.to_string());
+    let refused = log.decide(writer, &alone).await.unwrap_err();
+    let twice = Batch {
+        appends: riding.clone(),
+        ..alone
+    };
+    let also = [
+        log.decide(writer, &twice).await.unwrap_err(),
+        log.append(writer, &riding).await.unwrap_err(),
+    ];
+    for also in also {
+        assert_eq!(also.to_string(), refused.to_string());
+    }
     assert_eq!(stored(log, record).await, None);
     assert_eq!(log.head(writer.node).await.unwrap(), before);
     assert_eq!(

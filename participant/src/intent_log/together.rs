@@ -110,7 +110,7 @@ const CORRECT: &str = "\
     SELECT 1 / (count(*) = cardinality($2::uuid[]))::int FROM corrected";
 
 /// Fails, by a division, in any other transaction than the one that wrote the rows (design rule 5), and where a mark has
-/// passed one of the new ids: what such a row means is looked into alone. What travels right
+/// passed one of the new ids: whoever has such an id goes alone. What travels right
 /// behind it, the COMMIT, is then not carried out.
 ///
 /// The marks are read in a later statement than the insert: under READ COMMITTED it sees every pruning that the insert found
@@ -120,6 +120,9 @@ const PREPARE_GUARD: &str = "\
     SELECT 1 / (txid_current() = $1 AND NOT EXISTS ( \
         SELECT FROM unnest($2, $3) AS new (prefix, transaction) \
         JOIN unanimous.low_water USING (prefix) WHERE low_water.mark > new.transaction))::int";
+
+/// The marks that may have stopped a commit.
+const MARKS: &str = "SELECT mark FROM unanimous.low_water WHERE prefix = ANY ($1)";
 
 /// A branch that is prepared: its row is not there yet.
 #[derive(Debug)]
@@ -152,6 +155,17 @@ pub(crate) struct Promised {
     pub(crate) operations: Option<String>,
 }
 
+/// What became of a commit.
+#[derive(Debug)]
+pub(crate) enum Committed {
+    All,
+    /// It was stopped, and is rolled back.
+    Nothing {
+        /// Of the new ones' prefixes, as of now.
+        marks: Vec<TransactionId>,
+    },
+}
+
 /// What was found when the rows were written.
 #[derive(Debug, Default)]
 pub(crate) struct Begun {
@@ -164,18 +178,23 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    /// Runs [`PREPARE_GUARD`] for what was written; numbers and ids of our own, so they need no parameters.
-    fn guard(&self) -> String {
-        let Some(transaction) = self.transaction else {
-            return String::new();
-        };
-        // Of each prefix the lowest new id speaks for the others.
-        let mut lowest: BTreeMap<i64, TransactionId> = BTreeMap::new();
+    /// Of each prefix the lowest new id: it speaks for the others.
+    fn lowest(&self) -> BTreeMap<i64, TransactionId> {
+        let mut lowest = BTreeMap::new();
         for branch in &self.inserted {
             let id = branch.transaction;
             let least = lowest.entry(sql_prefix(id.prefix())).or_insert(id);
             *least = id.min(*least);
         }
+        lowest
+    }
+
+    /// Runs [`PREPARE_GUARD`] for what was written; numbers and ids of our own, so they need no parameters.
+    fn guard(&self) -> String {
+        let Some(transaction) = self.transaction else {
+            return String::new();
+        };
+        let lowest = self.lowest();
         let prefixes: Vec<String> = lowest.keys().map(i64::to_string).collect();
         let ids: Vec<String> = lowest.values().map(TransactionId::to_string).collect();
         format!(
@@ -394,15 +413,14 @@ impl Line {
     }
 
     /// Commits, one round trip. `corrected`: branches of which other operations voted yes than all. `states`: what is
-    /// written. Answers may be given once this returns `Ok(true)`, and not before. `Ok(false)`: nothing was committed, and
-    /// there is something to roll back. After an error nobody knows.
+    /// written. Answers may be given once this returns [`Committed::All`], and not before. After an error nobody knows.
     pub(crate) async fn commit(
         &self,
         begun: &Begun,
         corrected: &[(&BranchId, &[i32])],
         states: &[&State],
         forced: bool,
-    ) -> Result<bool, LogError> {
+    ) -> Result<Committed, LogError> {
         let commit = format!(
             "{}SET LOCAL synchronous_commit = {}; COMMIT",
             begun.guard(),
@@ -437,16 +455,33 @@ impl Line {
             crash::before_commit(Some(state));
         }
         let committed = try_join(correcting, committing).await;
+        if committed.is_ok() {
+            for state in states {
+                crash::after_commit(Some(state));
+            }
+        }
         match committed {
-            Ok(_) => {}
+            Ok(_) => Ok(Committed::All),
             // Whoever divided, what was sent behind it was not carried out, and a COMMIT in which it happens is none.
-            Err(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO) => return Ok(false),
-            Err(error) => return Err(at_commit(error)),
+            Err(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO) => {
+                self.stopped(begun).await
+            }
+            Err(error) => Err(at_commit(error)),
         }
-        for state in states {
-            crash::after_commit(Some(state));
+    }
+
+    async fn stopped(&self, begun: &Begun) -> Result<Committed, LogError> {
+        if !self.roll_back().await {
+            return Err(LogError::NoAnswer);
         }
-        Ok(true)
+        let prefixes: Vec<i64> = begun.lowest().into_keys().collect();
+        let rows = self.connection().query(MARKS, &[&prefixes]).await?;
+        let marks = rows
+            .iter()
+            .map(|row| row.try_get::<_, SqlId>(0)?.transaction());
+        Ok(Committed::Nothing {
+            marks: marks.collect::<Result<_, LogError>>()?,
+        })
     }
 
     /// Rolls back; also what a rollback leaves, for this session is kept. `false`: something hangs in front of it, or the

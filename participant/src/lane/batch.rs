@@ -22,7 +22,8 @@ use tokio::{
 use tracing::{Instrument as _, Span};
 use unanimous_protocol::{
     branch::{Answer, Event, State},
-    id::BranchId,
+    id::{BranchId, TransactionId},
+    low_water,
     message::Vote,
     operations::BodyDigest,
     together::{Asks, Hope, any_forced},
@@ -31,7 +32,7 @@ use unanimous_protocol::{
 use crate::{
     intent_log::{
         LogError,
-        together::{Begun, Ending, Line, New, Promised},
+        together::{Begun, Committed, Ending, Line, New, Promised},
     },
     lane::{Message, Waiting, promises::Promise},
     service::{Failed, Service, Voted, Work},
@@ -383,16 +384,33 @@ async fn commit(line: &Line, begun: &Begun, going: &[Going], good: Good) -> Ran 
     // Never cancelled and never hurried: from here on only the database knows (design rule 10).
     let committing = line.commit(begun, &corrected, &states, good.forced);
     match tokio::time::timeout(COMMIT_MAX, committing).await {
-        Ok(Ok(true)) => Ran::Committed(good.ended),
-        Ok(Ok(false)) => {
-            tracing::debug!("a batch was stopped at its commit; its messages go alone");
-            Ran::Without((0..going.len()).collect())
-        }
+        Ok(Ok(Committed::All)) => Ran::Committed(good.ended),
+        Ok(Ok(Committed::Nothing { marks })) => Ran::Without(below(&marks, going)),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a batch was not committed, or nobody knows; its messages go alone");
             Ran::Broken
         }
         Err(_elapsed) => Ran::Broken,
+    }
+}
+
+/// The prepares of which a mark says that they come too late. Where there is none, nobody knows why the commit was stopped.
+fn below(marks: &[TransactionId], going: &[Going]) -> HashSet<usize> {
+    let is_below = |going: &Going| {
+        let id = going.branch.transaction;
+        let is_prepare = matches!(going.message, Message::Prepare { .. });
+        is_prepare
+            && marks
+                .iter()
+                .any(|mark| low_water::above(id, Some(*mark)).is_some())
+    };
+    let below: HashSet<usize> = (0..going.len())
+        .filter(|&at| is_below(&going[at]))
+        .collect();
+    if below.is_empty() {
+        (0..going.len()).collect()
+    } else {
+        below
     }
 }
 

@@ -259,7 +259,10 @@ impl DecisionLog for SqliteLog {
         let (admitted, rows) = Admitted::of(&writer, &batch.proposals, Row::of);
         let (riding, finishes) = encoded(&batch.appends)?;
 
-        let changed = batch.proposals.len() + batch.appends.len();
+        let listed = |record: &Record| record.decision.branches.len() + record.header.labels.len();
+        let records = batch.proposals.iter().chain(&batch.appends.records);
+        let changed =
+            batch.proposals.len() + batch.appends.len() + records.map(listed).sum::<usize>();
         let deciding = Deciding {
             writer,
             rows,

@@ -18,7 +18,7 @@ const CHECKPOINT_AFTER_PAGES: i64 = 1000;
 
 /// How many pages the WAL may have grown by before it is looked at: looking costs as much as a small write.
 const LOOK_AFTER_PAGES: usize = 250;
-/// About what a write changes, whatever is in it, and for each record or finish: its row, and its place in four indexes.
+/// About what a write changes, whatever is in it, and for each row: itself, and its place in four indexes.
 const PAGES_OF_A_WRITE: usize = 4;
 const PAGES_OF_A_ROW: usize = 5;
 
@@ -57,7 +57,7 @@ pub(super) type Job<T> = Box<
 >;
 
 impl Core {
-    /// Runs one write transaction around the job. `rows`: about how many it changes.
+    /// Runs one write transaction around the job. `rows`: about how many it changes, in whatever tables.
     pub(super) async fn write<T: Send + 'static>(
         self: &Arc<Self>,
         rows: usize,

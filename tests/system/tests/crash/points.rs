@@ -208,7 +208,7 @@ const WRITES_AND_SENDS: &[(&str, &str)] = &[
     ("coordinator/src/courier/couriers.rs", "transport.call("),
     ("coordinator/src/courier/batches.rs", ".send();"),
     ("participant/src", "try_join_all(steps)"),
-    ("participant/src", "guarding, committing)"),
+    ("participant/src", "correcting, committing)"),
     ("participant/src", "batch_execute(\"COMMIT\")"),
     ("participant/src", "transaction.commit()"),
     ("participant/src", ".send().await"),
