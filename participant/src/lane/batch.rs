@@ -97,6 +97,13 @@ pub(super) enum Ran {
     Broken,
 }
 
+impl Ran {
+    /// Where nobody knows whose fault it was.
+    fn without_anybody(going: &[Going]) -> Self {
+        Self::Without((0..going.len()).collect())
+    }
+}
+
 /// What became of one message of a run that was committed.
 pub(super) enum Ended {
     Answered(Option<Answer>),
@@ -157,115 +164,28 @@ pub(super) async fn run(
     going: &mut [Going],
     by: Instant,
 ) -> Ran {
-    let everybody: HashSet<usize> = (0..going.len()).collect();
     let neighbours = going.len() > 1;
     for going in going.iter_mut() {
         going.in_turn &= neighbours;
         going.slow = false;
         going.wanted_more = false;
     }
-    let mut hopes = Vec::with_capacity(going.len());
-    for going in going.iter() {
-        hopes.push(hope(going));
-    }
-    let hopeless: HashSet<usize> = (0..going.len()).filter(|&at| hopes[at].is_none()).collect();
-    if !hopeless.is_empty() {
-        return Ran::Without(hopeless);
-    }
-    let mut hopes: Vec<Hope> = hopes.into_iter().flatten().collect();
-
-    let tasks: Vec<Option<Task<'_>>> = going
-        .iter()
-        .zip(&hopes)
-        .map(|(going, hope)| {
-            let (work, voted_yes) = match (&going.message, &going.promise) {
-                (Message::Prepare { work, .. }, _) => (Arc::clone(work), Vec::new()),
-                (Message::Outcome(_), Some(promise)) => {
-                    (Arc::clone(&promise.work), promise.voted_yes.clone())
-                }
-                (Message::Outcome(_), None) => return None,
-            };
-            Some(task(going, hope.asks(), work, voted_yes, neighbours))
-        })
-        .collect();
-
-    let (new, ending) = rows(going, &hopes);
-    let connection = line.connection();
-    // What is known already travels right behind the rows.
-    let early = async {
-        let beside = going
-            .iter()
-            .zip(&tasks)
-            .filter(|(going, _)| !going.in_turn)
-            .filter_map(|(_, task)| task.as_ref());
-        join_all(beside.map(|task| task.run(connection))).await;
+    let mut hopes = match hopes(going) {
+        Ok(hopes) => hopes,
+        Err(hopeless) => return Ran::Without(hopeless),
     };
-    let began = line.begin(&new, &ending, async {
-        // Who is late is found by what is missing.
-        drop(timeout_at(by, early).await);
-    });
-    let begun = match timeout_at(by, began).await {
-        Ok(Ok((begun, ()))) => begun,
-        Ok(Err(LogError::Busy(error))) => {
-            tracing::debug!(%error, "a batch met a lock; its messages go alone");
-            return Ran::Without(everybody);
-        }
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "a batch could not begin; its messages go alone");
-            return Ran::Broken;
-        }
-        Err(_elapsed) => return Ran::Without(everybody),
+    let early = known_tasks(going, &hopes);
+    let begun = match begin(line, going, &hopes, &early, by).await {
+        Ok(begun) => begun,
+        Err(ran) => return ran,
     };
-
-    drop((new, ending));
-    let mut out = HashSet::new();
-    let mut late: Vec<Option<Task<'_>>> = going.iter().map(|_| None).collect();
-    for (at, going) in going.iter().enumerate() {
-        match as_hoped(service, going, &hopes[at], &begun) {
-            Found::AsHoped => {}
-            Found::Read { work, promised } => {
-                let event = event(&going.message);
-                let row = State::Prepared {
-                    digest: promised.digest,
-                };
-                let Some(hope) = Hope::of(row, event) else {
-                    out.insert(at);
-                    continue;
-                };
-                let voted_yes = promised.voted_yes.clone();
-                late[at] = Some(task(going, hope.asks(), work, voted_yes, neighbours));
-                hopes[at] = hope;
-            }
-            // Nothing of it has run.
-            Found::Nothing => {}
-            Found::Otherwise => {
-                out.insert(at);
-            }
-        }
-    }
-    if !out.is_empty() {
-        return Ran::Without(out);
-    }
-    let tasks: Vec<Option<Task<'_>>> = tasks
-        .into_iter()
-        .zip(late)
-        .map(|(early, late)| early.or(late))
-        .collect();
-    let rest = async {
-        let asked = || {
-            let asked = going.iter().zip(&tasks);
-            asked.filter_map(|(going, task)| Some((going, task.as_ref()?)))
-        };
-        let unread = |(going, task): &(&Going, &Task<'_>)| {
-            !going.in_turn && going.promise.is_none() && task.asks != Asks::Work
-        };
-        let beside = asked().filter(unread);
-        join_all(beside.map(|(_, task)| task.run(connection))).await;
-        for (_, task) in asked().filter(|(going, _)| going.in_turn) {
-            task.run(connection).await;
-        }
+    let late = match found_tasks(service, going, &mut hopes, &begun) {
+        Ok(late) => late,
+        Err(out) => return Ran::Without(out),
     };
-    drop(timeout_at(by, rest).await);
+    let tasks = early.into_iter().zip(late);
+    let tasks: Vec<Option<Task<'_>>> = tasks.map(|(early, late)| early.or(late)).collect();
+    drop(timeout_at(by, run_the_rest(line, going, &tasks)).await);
 
     let judged = judge(&tasks, hopes);
     drop(tasks);
@@ -287,11 +207,124 @@ pub(super) async fn run(
                 line.forget_statements();
             }
             if judged.out.is_empty() && judged.wanted_more.is_empty() {
-                // Nobody knows whose fault it was.
-                return Ran::Without(everybody);
+                return Ran::without_anybody(going);
             }
             Ran::Without(judged.out)
         }
+    }
+}
+
+/// What is hoped of each; or those of whom there is no hope.
+fn hopes(going: &[Going]) -> Result<Vec<Hope>, HashSet<usize>> {
+    let hopes: Vec<Option<Hope>> = going.iter().map(hope).collect();
+    let hopeless: HashSet<usize> = (0..hopes.len()).filter(|&at| hopes[at].is_none()).collect();
+    if hopeless.is_empty() {
+        Ok(hopes.into_iter().flatten().collect())
+    } else {
+        Err(hopeless)
+    }
+}
+
+/// What the service's code is to do where that is known before the rows are.
+fn known_tasks<'a>(going: &'a [Going], hopes: &[Hope]) -> Vec<Option<Task<'a>>> {
+    let neighbours = going.len() > 1;
+    let known = |(going, hope): (&'a Going, &Hope)| {
+        let (work, voted_yes) = match (&going.message, &going.promise) {
+            (Message::Prepare { work, .. }, _) => (Arc::clone(work), Vec::new()),
+            (Message::Outcome(_), Some(promise)) => {
+                (Arc::clone(&promise.work), promise.voted_yes.clone())
+            }
+            (Message::Outcome(_), None) => return None,
+        };
+        Some(task(going, hope.asks(), work, voted_yes, neighbours))
+    };
+    going.iter().zip(hopes).map(known).collect()
+}
+
+/// Begins and writes the rows; what is known already travels right behind them.
+async fn begin(
+    line: &Line,
+    going: &[Going],
+    hopes: &[Hope],
+    tasks: &[Option<Task<'_>>],
+    by: Instant,
+) -> Result<Begun, Ran> {
+    let (new, ending) = rows(going, hopes);
+    let early = async {
+        let beside = going
+            .iter()
+            .zip(tasks)
+            .filter(|(going, _)| !going.in_turn)
+            .filter_map(|(_, task)| task.as_ref());
+        join_all(beside.map(|task| task.run(line.connection()))).await;
+    };
+    let began = line.begin(&new, &ending, async {
+        // Who is late is found by what is missing.
+        drop(timeout_at(by, early).await);
+    });
+    match timeout_at(by, began).await {
+        Ok(Ok((begun, ()))) => Ok(begun),
+        Ok(Err(LogError::Busy(error))) => {
+            tracing::debug!(%error, "a batch met a lock; its messages go alone");
+            Err(Ran::without_anybody(going))
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a batch could not begin; its messages go alone");
+            Err(Ran::Broken)
+        }
+        Err(_elapsed) => Err(Ran::without_anybody(going)),
+    }
+}
+
+/// What there is to do where it had to be read; or those whose rows are not as was hoped.
+fn found_tasks<'a>(
+    service: &dyn Service,
+    going: &'a [Going],
+    hopes: &mut [Hope],
+    begun: &Begun,
+) -> Result<Vec<Option<Task<'a>>>, HashSet<usize>> {
+    let neighbours = going.len() > 1;
+    let mut out = HashSet::new();
+    let mut tasks: Vec<Option<Task<'_>>> = going.iter().map(|_| None).collect();
+    for (at, going) in going.iter().enumerate() {
+        match as_hoped(service, going, &hopes[at], begun) {
+            Found::AsHoped => {}
+            Found::Read { work, promised } => {
+                let event = event(&going.message);
+                let row = State::Prepared {
+                    digest: promised.digest,
+                };
+                let Some(hope) = Hope::of(row, event) else {
+                    out.insert(at);
+                    continue;
+                };
+                let voted_yes = promised.voted_yes.clone();
+                tasks[at] = Some(task(going, hope.asks(), work, voted_yes, neighbours));
+                hopes[at] = hope;
+            }
+            // Nothing of it has run.
+            Found::Nothing => {}
+            Found::Otherwise => {
+                out.insert(at);
+            }
+        }
+    }
+    if out.is_empty() { Ok(tasks) } else { Err(out) }
+}
+
+/// What had to be read, side by side; then those that have a turn of their own.
+async fn run_the_rest(line: &Line, going: &[Going], tasks: &[Option<Task<'_>>]) {
+    let asked = || {
+        let asked = going.iter().zip(tasks);
+        asked.filter_map(|(going, task)| Some((going, task.as_ref()?)))
+    };
+    let unread = |(going, task): &(&Going, &Task<'_>)| {
+        !going.in_turn && going.promise.is_none() && task.asks != Asks::Work
+    };
+    let beside = asked().filter(unread);
+    join_all(beside.map(|(_, task)| task.run(line.connection()))).await;
+    for (_, task) in asked().filter(|(going, _)| going.in_turn) {
+        task.run(line.connection()).await;
     }
 }
 
