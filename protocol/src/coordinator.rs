@@ -18,7 +18,6 @@
 //! - `recover` takes a commit record and yields `Completing`. Nothing else survives a crash, or needs to.
 
 use std::{
-    collections::BTreeMap,
     hash::{Hash, Hasher},
     mem,
 };
@@ -26,6 +25,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    by_name::ByName,
     id::{ParticipantName, TransactionId},
     message::{
         Delivery, Inform, Prepare, Refusal, RefusalCode, Reply, Request, RequestKind, Session,
@@ -297,7 +297,7 @@ pub struct BranchProgress<'a> {
 pub struct Transaction {
     id: TransactionId,
     keyed: bool,
-    branches: BTreeMap<ParticipantName, Branch>,
+    branches: ByName<Branch>,
     state: State,
     /// Unforced writes that are not durable yet. Until then this memory is what answers for the transaction.
     unrecorded: u32,
@@ -312,7 +312,7 @@ impl Transaction {
         Self {
             id,
             keyed,
-            branches: BTreeMap::new(),
+            branches: ByName::new(),
             state: State::Active,
             unrecorded: 0,
             frozen: false,
@@ -686,7 +686,7 @@ impl Transaction {
 
     fn prepare(&mut self, effects: &mut Vec<Effect>) {
         self.state = State::Preparing;
-        for (participant, branch) in &mut self.branches {
+        for (participant, branch) in self.branches.iter_mut() {
             branch.phase = BranchPhase::Preparing;
             branch.attempts = 1;
             effects.push(prepare_call(participant, branch, Pace::Backoff));
@@ -1023,7 +1023,7 @@ impl Transaction {
     /// Tells every branch that may hold something, also one that did not answer or refused (rule 9). A read-only one
     /// holds nothing.
     fn tell_abort(&mut self, decision: Decision, told: bool, effects: &mut Vec<Effect>) {
-        for (participant, branch) in &mut self.branches {
+        for (participant, branch) in self.branches.iter_mut() {
             if branch.phase == BranchPhase::ReadOnly {
                 continue;
             }

@@ -59,6 +59,7 @@
 //! - Byzantine participants. One that lies about durability loses its own data; it can not make another one lose any.
 
 pub mod branch;
+mod by_name;
 pub mod coordinator;
 pub mod id;
 pub mod keyring;

@@ -119,7 +119,8 @@ pub struct Registry {
     participants_turn: Arc<tokio::sync::Mutex<()>>,
     /// Whether a participant is being asked about an id of a newer epoch: one at a time.
     suspecting: bool,
-    log_writer: Option<Addr<LogWriter>>,
+    /// What all transactions are given; `None` until the registry has an address.
+    links: Option<Arc<Links>>,
     bounds: Bounds,
     retention: Duration,
     /// Whether what is due is being forgotten.
@@ -145,6 +146,7 @@ pub struct Registry {
 }
 
 struct Live {
+    /// Also what keeps it alive: what is still to be reported to it is owed by weak addresses.
     actor: Addr<TransactionActor>,
     created_at: WallMillis,
     progress: Progress,
@@ -187,7 +189,7 @@ impl Registry {
             configured,
             participants_turn: Arc::default(),
             suspecting: false,
-            log_writer: None,
+            links: None,
             bounds,
             retention,
             forgetting: false,
@@ -208,17 +210,6 @@ impl Registry {
         }
     }
 
-    fn links(&self, ctx: &mut Context<Self>) -> Option<Links> {
-        let log_writer = self.log_writer.clone()?;
-        Some(Links {
-            registry: ctx.address(),
-            log_writer,
-            couriers: self.couriers.clone(),
-            metrics: Arc::clone(&self.metrics),
-            low_water: self.low_water.clone(),
-        })
-    }
-
     fn publish_low_water(&self) {
         self.low_water.publish(self.life.low_water());
     }
@@ -233,7 +224,7 @@ impl Registry {
     }
 
     /// Begins a transaction under a new id, with all that the request asked for.
-    fn begin(&mut self, begin: Begin, ctx: &mut Context<Self>) -> BeginOutcome {
+    fn begin(&mut self, begin: Begin) -> BeginOutcome {
         let unknown = begin
             .branches
             .iter()
@@ -256,7 +247,7 @@ impl Registry {
         {
             return BeginOutcome::Overloaded;
         }
-        let (Some(links), Some(id)) = (self.links(ctx), self.life.issue()) else {
+        let (Some(links), Some(id)) = (self.links.clone(), self.life.issue()) else {
             return BeginOutcome::LogUnavailable;
         };
         let created_at = wall_clock();
@@ -317,7 +308,7 @@ impl Registry {
         ctx: &mut Context<Self>,
     ) {
         let Some(KeyClaim { key, request }) = begin.key.clone() else {
-            reply.send(self.begin(begin, ctx)).ok();
+            reply.send(self.begin(begin)).ok();
             return;
         };
         match self.keyring.claim(&key, request) {
@@ -424,7 +415,7 @@ impl Registry {
         };
         match self.keyring.claim(&key, request) {
             Claim::LookUp => {
-                let outcome = self.begin(begin, ctx);
+                let outcome = self.begin(begin);
                 // Nothing was begun, so the key is not consumed.
                 self.keyring.release(&key);
                 reply.send(outcome).ok();
@@ -532,8 +523,8 @@ impl Registry {
             for waiting in self.drained.drain(..) {
                 // What rides unforced would be lost with the process, and with it what clients were told of times and
                 // reasons.
-                match &self.log_writer {
-                    Some(log_writer) => log_writer.do_send(Flush(waiting)),
+                match &self.links {
+                    Some(links) => links.log_writer.do_send(Flush(waiting)),
                     None => drop(waiting.send(())),
                 }
             }
@@ -587,7 +578,13 @@ impl Actor for Registry {
             ctx.address(),
             Arc::clone(&self.metrics),
         );
-        self.log_writer = Some(log_writer.start());
+        self.links = Some(Arc::new(Links {
+            registry: ctx.address(),
+            log_writer: log_writer.start(),
+            couriers: self.couriers.clone(),
+            metrics: Arc::clone(&self.metrics),
+            low_water: self.low_water.clone(),
+        }));
         ctx.run_interval(OBSERVE_EVERY, |registry, ctx| registry.observe(ctx));
         self.forget_in_time(ctx);
         self.look_after_nodes(ctx);
@@ -850,16 +847,18 @@ pub struct Recover(pub Vec<Record>);
 impl Handler<Recover> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Recover(records): Recover, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Recover(records): Recover, _: &mut Context<Self>) {
         let unfinished = records.iter().map(|record| record.header.id);
         self.life.recovered(unfinished);
-        self.recover(records, ctx);
+        self.recover(records);
     }
 }
 
 impl Registry {
-    fn recover(&mut self, records: Vec<Record>, ctx: &mut Context<Self>) {
-        let Some(links) = self.links(ctx) else { return };
+    fn recover(&mut self, records: Vec<Record>) {
+        let Some(links) = self.links.clone() else {
+            return;
+        };
         for record in records {
             let (id, created_at) = (record.header.id, record.header.created_at);
             // Of a node that was adopted before: it is driven already.

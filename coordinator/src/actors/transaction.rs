@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message};
+use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, WeakAddr};
 use tokio::{sync::oneshot, time::Instant};
 use tracing::{error, info, warn};
 use unanimous_protocol::{
@@ -32,8 +32,7 @@ use crate::{
     },
 };
 
-/// What a transaction's actor needs of the others.
-#[derive(Clone)]
+/// What the transactions' actors need of the others. They share one.
 pub struct Links {
     /// Told when the transaction moves on.
     pub registry: Addr<Registry>,
@@ -92,7 +91,7 @@ pub struct TransactionActor {
     machine: Transaction,
     /// What `recover` or `begin` owes, carried out when the actor starts.
     owed: Vec<Effect>,
-    links: Links,
+    links: Arc<Links>,
     /// By the monotonic clock; `None` for a recovered one, which has nothing left to miss.
     deadline: Option<Instant>,
     /// `None` for a recovered one: it began in another life.
@@ -113,7 +112,7 @@ impl TransactionActor {
         header: Arc<Header>,
         timeout: Duration,
         trace: TraceContext,
-        links: Links,
+        links: Arc<Links>,
     ) -> Self {
         let mut owed = Vec::new();
         let machine = Transaction::begin(header.id, header.key.is_some(), &mut owed);
@@ -135,7 +134,7 @@ impl TransactionActor {
 
     /// A transaction of an unfinished record. The record does not say which trace it belonged to: it goes on in a new one.
     #[must_use]
-    pub fn recover(record: Record, links: Links) -> Self {
+    pub fn recover(record: Record, links: Arc<Links>) -> Self {
         let mut owed = Vec::new();
         let machine = Transaction::recover(record.header.id, record.decision, &mut owed);
         let progress = Progress {
@@ -155,7 +154,7 @@ impl TransactionActor {
         header: Arc<Header>,
         machine: Transaction,
         owed: Vec<Effect>,
-        links: Links,
+        links: Arc<Links>,
         deadline: Option<Instant>,
         progress: Progress,
         trace: TraceContext,
@@ -201,15 +200,18 @@ impl TransactionActor {
     }
 
     fn carry_out_all(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
-        for effect in effects {
-            self.carry_out(effect, ctx);
+        if !effects.is_empty() {
+            let me = ctx.address().downgrade();
+            for effect in effects {
+                self.carry_out(effect, me.clone(), ctx);
+            }
         }
         // First: who is answered may come back with the key that this transaction has just lost.
         self.report_progress(ctx);
         self.serve_waiters();
     }
 
-    fn carry_out(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+    fn carry_out(&mut self, effect: Effect, me: WeakAddr<Self>, ctx: &mut Context<Self>) {
         match effect {
             Effect::Send {
                 participant,
@@ -217,17 +219,18 @@ impl TransactionActor {
                 attempt,
                 pace,
             } => {
-                let (kind, addr) = (request.kind(), ctx.address());
+                let kind = request.kind();
                 let branch = BranchId {
                     transaction: self.id(),
                     participant: participant.clone(),
                 };
                 let on_done = Box::new(move |delivery| {
-                    addr.do_send(Deliver(Event::Delivered {
+                    let delivered = Event::Delivered {
                         participant,
                         kind,
                         delivery,
-                    }));
+                    };
+                    report(&me, delivered);
                 });
                 self.links.couriers.send(Call {
                     branch,
@@ -243,12 +246,8 @@ impl TransactionActor {
                 });
             }
             Effect::Force(decision) => {
-                let (record, addr) = (
-                    self.record(decision, Arc::clone(&self.header)),
-                    ctx.address(),
-                );
-                let on_durable =
-                    Box::new(move |standing| addr.do_send(Deliver(Event::Forced(standing))));
+                let record = self.record(decision, Arc::clone(&self.header));
+                let on_durable = Box::new(move |standing| report(&me, Event::Forced(standing)));
                 self.links
                     .log_writer
                     .do_send(Propose { record, on_durable });
@@ -259,15 +258,14 @@ impl TransactionActor {
                     key: None,
                     ..Header::clone(&self.header)
                 });
-                let (record, addr) = (self.record(decision, header), ctx.address());
-                let on_durable = Box::new(move || addr.do_send(Deliver(Event::Appended)));
+                let record = self.record(decision, header);
+                let on_durable = Box::new(move || report(&me, Event::Appended));
                 self.links.log_writer.do_send(Append { record, on_durable });
             }
             Effect::Finish => {
                 let (id, finished_at) = (self.id(), wall_clock());
                 self.milestones.finished_at = Some(finished_at);
-                let addr = ctx.address();
-                let on_durable = Box::new(move || addr.do_send(Deliver(Event::Appended)));
+                let on_durable = Box::new(move || report(&me, Event::Appended));
                 self.links.log_writer.do_send(Finish {
                     id,
                     finished_at,
@@ -277,7 +275,10 @@ impl TransactionActor {
             Effect::StartDeadline => {
                 if let Some(deadline) = self.deadline {
                     let remaining = deadline.saturating_duration_since(Instant::now());
-                    ctx.notify_later(Deliver(Event::DeadlinePassed), remaining);
+                    // The event is made when it is due: kept, it takes as much room as the largest one.
+                    ctx.run_later(remaining, |transaction, ctx| {
+                        transaction.take(Event::DeadlinePassed, ctx);
+                    });
                 }
             }
             Effect::Answer(answer) => self.enlist_answer = Some(answer),
@@ -402,6 +403,15 @@ impl TransactionActor {
             detail = reason.and_then(|reason| reason.detail.as_deref()),
             "decided"
         );
+    }
+}
+
+/// How a completion comes back. It is owed by an address that keeps nobody alive, for the registry does that until the
+/// transaction owes nothing; an [`Addr`] would be two allocations for each call that waits.
+fn report(to: &WeakAddr<TransactionActor>, event: Event) {
+    // Whoever was let go of is told nothing.
+    if let Some(transaction) = to.upgrade() {
+        transaction.do_send(Deliver(event));
     }
 }
 

@@ -169,7 +169,7 @@ impl Registry {
         for (node, tried) in look.tried {
             self.neighbours.forced.insert(node);
             match tried {
-                Ok((opened, unfinished)) => self.adopted(&opened, unfinished, ctx),
+                Ok((opened, unfinished)) => self.adopted(&opened, unfinished),
                 Err(why) => {
                     if self.neighbours.told.insert(node, why) != Some(why) {
                         warn!(
@@ -200,7 +200,7 @@ impl Registry {
         }
     }
 
-    fn adopted(&mut self, opened: &Opened, unfinished: Vec<Record>, ctx: &mut Context<Self>) {
+    fn adopted(&mut self, opened: &Opened, unfinished: Vec<Record>) {
         let writer = opened.writer;
         if !self.life.adopt(writer) {
             warn!(node = %writer.node, "the node was adopted too late: this life has ended");
@@ -211,7 +211,7 @@ impl Registry {
             node = %writer.node, epoch = %writer.epoch, unfinished = unfinished.len(),
             "the node is adopted: its commits are delivered from here, and what it had not decided is aborted"
         );
-        self.recover(unfinished, ctx);
+        self.recover(unfinished);
     }
 
     fn show(&mut self, abandoned: &[Abandoned]) {
