@@ -9,11 +9,11 @@ use clap::Args;
 use nix::sys::prctl::set_child_subreaper;
 use unanimous_lab::bench::{self, Plan};
 use unanimous_lab::kill_all_descendants;
-use unanimous_lab::town::Programs;
 
 use super::file;
 use super::interruptions::Interruptions;
 use super::log::Log;
+use super::programs::Both;
 
 /// Measures transfers between two banks: (a) by hand, by PREPARE TRANSACTION; (b) through Unanimous; (c) through it,
 /// answered once all is applied; (d) inside one database, as the floor.
@@ -48,12 +48,8 @@ pub(crate) struct Arguments {
     /// Draws latency against load into this file
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-    /// The coordinator's program; by default `unanimous` beside this one
-    #[arg(long, value_name = "PATH")]
-    unanimous: Option<PathBuf>,
-    /// The bank's program; by default `bank` beside this one
-    #[arg(long, value_name = "PATH")]
-    bank: Option<PathBuf>,
+    #[command(flatten)]
+    programs: Both,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -69,16 +65,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn perform(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let beside = Programs::beside_this_one()?;
     let clients = arguments
         .clients
         .iter()
         .map(|&clients| usize::try_from(clients));
     let plan = Plan {
-        programs: Programs {
-            unanimous: arguments.unanimous.clone().unwrap_or(beside.unanimous),
-            bank: arguments.bank.clone().unwrap_or(beside.bank),
-        },
+        programs: arguments.programs.programs()?,
         clients: clients.collect::<Result<_, _>>()?,
         lasts: Duration::from_secs(arguments.secs),
         repeat: usize::try_from(arguments.repeat)?,

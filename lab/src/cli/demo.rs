@@ -1,7 +1,6 @@
 //! `demo`: tells the demonstration, and leaves nothing behind, also on Ctrl-C.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -10,10 +9,11 @@ use nix::sys::prctl::set_child_subreaper;
 use unanimous_lab::demo::{self, Look, Options, Screen, Shown, Stream};
 use unanimous_lab::kill_all_descendants;
 use unanimous_lab::server::ServerUrl;
-use unanimous_lab::town::{Programs, Servers};
+use unanimous_lab::town::Servers;
 
 use super::interruptions::Interruptions;
 use super::log::Log;
+use super::programs::Both;
 
 /// Shows a commit, a refusal, and a load whose coordinator and bank are killed again and again; then audits all of it.
 ///
@@ -52,12 +52,8 @@ pub(crate) struct Arguments {
     /// Leaves all running after the audit, and prints the addresses and three lines to try; Ctrl-C ends it
     #[arg(long)]
     stay: bool,
-    /// The coordinator's program; by default `unanimous` beside this one
-    #[arg(long, value_name = "PATH")]
-    unanimous: Option<PathBuf>,
-    /// The bank's program; by default `bank` beside this one
-    #[arg(long, value_name = "PATH")]
-    bank: Option<PathBuf>,
+    #[command(flatten)]
+    programs: Both,
 }
 
 const EXAMPLES: &str = "\
@@ -121,12 +117,8 @@ async fn perform(arguments: Arguments, interruptions: &mut Interruptions) -> any
 }
 
 fn options(arguments: &Arguments) -> anyhow::Result<Options> {
-    let beside = Programs::beside_this_one()?;
     Ok(Options {
-        programs: Programs {
-            unanimous: arguments.unanimous.clone().unwrap_or(beside.unanimous),
-            bank: arguments.bank.clone().unwrap_or(beside.bank),
-        },
+        programs: arguments.programs.programs()?,
         transfers: usize::try_from(arguments.transfers)?,
         clients: usize::try_from(arguments.clients)?,
         kills: usize::try_from(arguments.kills)?,

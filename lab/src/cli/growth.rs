@@ -8,10 +8,10 @@ use clap::Args;
 use nix::sys::prctl::set_child_subreaper;
 use unanimous_lab::growth::{self, Plan};
 use unanimous_lab::kill_all_descendants;
-use unanimous_lab::town::Programs;
 
 use super::file;
 use super::interruptions::Interruptions;
+use super::programs::Coordinator;
 
 /// Measures the coordinator's memory, and the latency of a fresh transfer, while many transactions wait for participants
 /// that answer late; and pages of the history and the cost of a decision with a short and with a long log (SQLite).
@@ -31,9 +31,8 @@ pub(crate) struct Arguments {
     /// Writes everything that was measured into this file, `-` for standard output, where nothing else goes then
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// The coordinator's program; by default `unanimous` beside this one
-    #[arg(long, value_name = "PATH")]
-    unanimous: Option<PathBuf>,
+    #[command(flatten)]
+    programs: Coordinator,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -49,7 +48,6 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn perform(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let beside = Programs::beside_this_one()?;
     let numbers = |numbers: &[u32]| -> Result<Vec<usize>, _> {
         numbers
             .iter()
@@ -57,10 +55,7 @@ async fn perform(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             .collect()
     };
     let plan = Plan {
-        programs: Programs {
-            unanimous: arguments.unanimous.clone().unwrap_or(beside.unanimous),
-            ..beside
-        },
+        programs: arguments.programs.programs()?,
         in_flight: numbers(&arguments.in_flight)?,
         records: numbers(&arguments.records)?,
         transfers: usize::try_from(arguments.transfers)?,

@@ -8,5 +8,6 @@ pub(crate) mod growth;
 mod interruptions;
 mod log;
 pub(crate) mod power;
+mod programs;
 pub(crate) mod recovery;
 pub(crate) mod with_clusters;

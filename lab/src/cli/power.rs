@@ -1,7 +1,6 @@
 //! `power`: power failures under load.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -10,7 +9,8 @@ use unanimous_lab::audit::Report;
 use unanimous_lab::disk::Disk;
 use unanimous_lab::kill_all_descendants;
 use unanimous_lab::power::{self, Plan, Weakness};
-use unanimous_lab::town::Programs;
+
+use super::programs::Both;
 
 /// Lets the power fail under load, again and again, and audits what is left: not one told decision may be lost.
 ///
@@ -38,12 +38,8 @@ pub(crate) struct Arguments {
     /// Says so, and succeeds, where this machine has no root or no loop devices
     #[arg(long)]
     where_possible: bool,
-    /// The coordinator's program; by default `unanimous` beside this one
-    #[arg(long, value_name = "PATH")]
-    unanimous: Option<PathBuf>,
-    /// The bank's program; by default `bank` beside this one
-    #[arg(long, value_name = "PATH")]
-    bank: Option<PathBuf>,
+    #[command(flatten)]
+    programs: Both,
 }
 
 /// Who does not flush.
@@ -72,12 +68,8 @@ async fn perform(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             ExitCode::FAILURE
         });
     }
-    let beside = Programs::beside_this_one()?;
     let plan = Plan {
-        programs: Programs {
-            unanimous: arguments.unanimous.clone().unwrap_or(beside.unanimous),
-            bank: arguments.bank.clone().unwrap_or(beside.bank),
-        },
+        programs: arguments.programs.programs()?,
         cycles: usize::try_from(arguments.cycles)?,
         transfers: usize::try_from(arguments.transfers)?,
         clients: usize::try_from(arguments.clients)?,

@@ -1,7 +1,6 @@
 //! `recovery`: how long it takes with thousands in doubt, and on a long history.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +8,9 @@ use clap::Args;
 use nix::sys::prctl::set_child_subreaper;
 use unanimous_lab::at_size::{self, Plan};
 use unanimous_lab::kill_all_descendants;
-use unanimous_lab::town::{LogKind, Programs};
+use unanimous_lab::town::LogKind;
+
+use super::programs::Both;
 
 /// Kills a coordinator with thousands of transactions decided and not one of them delivered, and measures until every
 /// branch knows its outcome; then starts one on a log with a long history.
@@ -38,12 +39,8 @@ pub(crate) struct Arguments {
     /// Fixes the transfers
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// The coordinator's program; by default `unanimous` beside this one
-    #[arg(long, value_name = "PATH")]
-    unanimous: Option<PathBuf>,
-    /// The bank's program; by default `bank` beside this one
-    #[arg(long, value_name = "PATH")]
-    bank: Option<PathBuf>,
+    #[command(flatten)]
+    programs: Both,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -55,11 +52,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 async fn perform(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
-    let beside = Programs::beside_this_one()?;
-    let programs = Programs {
-        unanimous: arguments.unanimous.clone().unwrap_or(beside.unanimous),
-        bank: arguments.bank.clone().unwrap_or(beside.bank),
-    };
+    let programs = arguments.programs.programs()?;
     let mut is_in_time = true;
     for &in_doubt in &arguments.in_doubt {
         let plan = Plan {
