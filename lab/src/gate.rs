@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -62,8 +64,8 @@ impl Gate {
     }
 
     /// Holds the requests that arrive from now on and whose path, without its query, ends with
-    /// `path_end`; for `/v1/commit` and its like also the batches that hold such a message. All others
-    /// pass.
+    /// `path_end`; for `/v1/commit` and its like also the batches of such messages. All others pass; a
+    /// batch passes without the messages that are for `path_end`, as if these had been lost.
     pub fn close_for(&self, path_end: &str) {
         self.shared
             .closed_for
@@ -120,10 +122,11 @@ async fn pass(client: TcpStream, shared: Arc<Shared>) -> anyhow::Result<()> {
     let mut from_client = BufReader::new(from_client);
     let requests = async {
         while let Some(request) = read_request(&mut from_client).await? {
-            if shared.holds(&request) {
-                return shared.hold(request, &mut from_client).await;
+            match shared.passes(&request)? {
+                Passes::All => to_server.write_all(&request.bytes).await?,
+                Passes::Some(rest) => to_server.write_all(&rest).await?,
+                Passes::Nothing => return shared.hold(request, &mut from_client).await,
             }
-            to_server.write_all(&request.bytes).await?;
         }
         Ok(())
     };
@@ -138,9 +141,11 @@ async fn pass(client: TcpStream, shared: Arc<Shared>) -> anyhow::Result<()> {
 }
 
 impl Shared {
-    fn holds(&self, request: &Request) -> bool {
-        let closed_for = self.closed_for.borrow();
-        closed_for.as_ref().is_some_and(|end| request.is_for(end))
+    fn passes(&self, request: &Request) -> anyhow::Result<Passes> {
+        match &*self.closed_for.borrow() {
+            Some(end) => request.passes(end),
+            None => Ok(Passes::All),
+        }
     }
 
     /// Returns when the gate opens or the sender is gone; the request goes nowhere in both cases.
@@ -159,7 +164,10 @@ impl Shared {
         tokio::select! {
             // Whatever else it sends, it does not wait for the answer to what it sent.
             _ = client.read_u8() => {}
-            _ = closed_for.wait_for(|end| !end.as_ref().is_some_and(|end| request.is_for(end))) => {}
+            _ = closed_for.wait_for(|end| match end {
+                Some(end) => !matches!(request.passes(end), Ok(Passes::Nothing)),
+                None => true,
+            }) => {}
         }
         Ok(())
     }
@@ -183,18 +191,65 @@ impl Drop for Held<'_> {
 struct Request {
     path: String,
     bytes: Vec<u8>,
+    head_bytes: usize,
+}
+
+/// What of a request passes a gate.
+enum Passes {
+    All,
+    /// A batch without some of its messages.
+    Some(Vec<u8>),
+    Nothing,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Batch<'a> {
+    #[serde(borrow)]
+    messages: Vec<&'a RawValue>,
 }
 
 impl Request {
-    /// Whether its path ends so, or it is a batch with such a message.
-    fn is_for(&self, path_end: &str) -> bool {
-        let in_batch = || {
-            let kind = path_end.strip_prefix("/v1/")?;
-            let kind = format!("\"kind\":\"{kind}\"");
-            let mut places = self.bytes.windows(kind.len());
-            places.find(|place| *place == kind.as_bytes())
+    /// Past a gate that is closed for paths with this end, and for messages of that kind.
+    fn passes(&self, path_end: &str) -> anyhow::Result<Passes> {
+        if self.path.ends_with(path_end) {
+            return Ok(Passes::Nothing);
+        }
+        let Some(kind) = path_end.strip_prefix("/v1/") else {
+            return Ok(Passes::All);
         };
-        self.path.ends_with(path_end) || (self.path.ends_with("/v1/batch") && in_batch().is_some())
+        if !self.path.ends_with("/v1/batch") {
+            return Ok(Passes::All);
+        }
+        let kind = format!("\"kind\":\"{kind}\"");
+        let mut batch: Batch<'_> = serde_json::from_slice(&self.bytes[self.head_bytes..])?;
+        let all = batch.messages.len();
+        batch
+            .messages
+            .retain(|message| !message.get().contains(&kind));
+        Ok(if batch.messages.len() == all {
+            Passes::All
+        } else if batch.messages.is_empty() {
+            Passes::Nothing
+        } else {
+            Passes::Some(self.with_body(&serde_json::to_vec(&batch)?)?)
+        })
+    }
+
+    fn with_body(&self, body: &[u8]) -> anyhow::Result<Vec<u8>> {
+        let head = std::str::from_utf8(&self.bytes[..self.head_bytes])?;
+        let is_length = |line: &&str| {
+            let name = line.split(':').next().unwrap_or_default();
+            name.eq_ignore_ascii_case("content-length")
+        };
+        let lines = head.trim_end().lines().filter(|line| !is_length(line));
+        let mut bytes: Vec<u8> = Vec::with_capacity(head.len() + body.len());
+        for line in lines {
+            bytes.extend_from_slice(line.as_bytes());
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+        bytes.extend_from_slice(body);
+        Ok(bytes)
     }
 }
 
@@ -231,5 +286,9 @@ async fn read_request(
     bytes.resize(head_bytes + body_bytes, 0);
     client.read_exact(&mut bytes[head_bytes..]).await?;
     let path = path.context("no request line")?;
-    Ok(Some(Request { path, bytes }))
+    Ok(Some(Request {
+        path,
+        bytes,
+        head_bytes,
+    }))
 }

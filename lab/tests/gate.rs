@@ -86,6 +86,31 @@ async fn a_gate_holds_only_what_it_is_closed_for() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_batch_passes_without_the_messages_that_are_held() -> anyhow::Result<()> {
+    let (http, gate) = (client()?, Gate::in_front_of(echo().await?).await?);
+    gate.close_for("/v1/commit");
+    let batch = |messages: &str| {
+        let url = format!("http://{}/v1/batch", gate.address());
+        http.post(url)
+            .body(format!("{{\"messages\":[{messages}]}}"))
+    };
+    let (prepare, commit) = (
+        r#"{"kind":"prepare","n":1.50}"#,
+        r#"{"kind":"commit","n":2}"#,
+    );
+    let both = batch(&format!("{prepare},{commit}"));
+    let passed = both.send().await?.text().await?;
+    ensure!(
+        passed == format!("/v1/batch {{\"messages\":[{prepare}]}}"),
+        "{passed}"
+    );
+    let held = tokio::spawn(batch(commit).send());
+    gate.wait_until_held(SECONDS).await?;
+    held.abort();
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_is_held_is_forgotten_when_its_sender_is_gone() -> anyhow::Result<()> {
     let (http, gate) = (client()?, Gate::in_front_of(echo().await?).await?);
     gate.close_for("/v1/commit");
