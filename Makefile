@@ -42,8 +42,8 @@ sim: ## simulate 1,000 worlds; SEED=n replays one, HOURS=h runs long, TRANSACTIO
 		$(if $(HOURS),--hours $(HOURS) --from $(or $(FROM),1000000),--count 1000)))
 
 .PHONY: model
-model: ## search exhaustively, the larger bounds too; NAME=text takes those with the text
-	cargo run -q -p unanimous-world --bin model -- --large $(NAME)
+model: ## search exhaustively, the larger bounds too; NAME=text takes those with the text, COMPARE=1 with and without what is spent
+	cargo run -q -p unanimous-world --bin model -- --large $(if $(COMPARE),--compare) $(if $(NAME),"$(NAME)")
 
 # Each is applied to a copy and must be noticed; CI takes a twelfth of them, by the day.
 .PHONY: mutants

@@ -2,7 +2,7 @@
 
 use std::{fs, num::NonZero, path::PathBuf, thread::available_parallelism};
 
-use unanimous_world::model::{Configuration, Order, Report, SMALL, search};
+use unanimous_world::model::{Configuration, Order, Report, SMALL, compare, search};
 
 /// Fewer would not be worth the name.
 const STATES_AT_LEAST: usize = 1_000_000;
@@ -68,6 +68,27 @@ fn all_that_can_happen_within_small_bounds_is_searched_exhaustively() {
         "docs/PROOF.md says otherwise; it should say:\n{}",
         unlike.join("\n")
     );
+}
+
+/// Those that take seconds; `model --compare` takes any.
+const COMPARED: [&str; 5] = [
+    "single branch",
+    "late prepare",
+    "made-up inquiry",
+    "two nodes",
+    "interactive",
+];
+
+#[test]
+fn what_a_search_drops_as_spent_hides_nothing() {
+    let threads = available_parallelism().map_or(1, NonZero::get);
+    for name in COMPARED {
+        let mut named = SMALL
+            .iter()
+            .filter(|configuration| configuration.name == name);
+        let report = compare(named.next().unwrap(), threads, Order::DepthFirst, |_| {});
+        assert!(report.failure.is_none(), "{name}: {:?}", report.failure);
+    }
 }
 
 #[test]

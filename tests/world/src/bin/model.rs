@@ -1,4 +1,4 @@
-//! Searches exhaustively: `model [--large] [--breadth-first] [--threads N] [NAME…]`.
+//! Searches exhaustively: `model [--large] [--compare] [--breadth-first] [--threads N] [NAME…]`.
 
 use std::{
     io::{self, Write as _},
@@ -7,13 +7,14 @@ use std::{
     thread::available_parallelism,
 };
 
-use unanimous_world::model::{Configuration, LARGE, Order, Report, SMALL, search};
+use unanimous_world::model::{Configuration, LARGE, Order, Report, SMALL, compare, search};
 
 /// A line about a search that is under way comes after so many states more.
 const LINE_EVERY: usize = 1_000_000;
 
 struct Wanted {
     large: bool,
+    compares: bool,
     order: Order,
     threads: usize,
     names: Vec<String>,
@@ -21,14 +22,20 @@ struct Wanted {
 
 fn main() -> io::Result<ExitCode> {
     let Some(wanted) = parse(std::env::args().skip(1)) else {
-        let usage = "usage: [--large] [--breadth-first] [--threads N] [NAME...]";
+        let usage = "usage: [--large] [--compare] [--breadth-first] [--threads N] [NAME...]";
         writeln!(io::stderr(), "{usage}")?;
         return Ok(ExitCode::from(2));
     };
     let mut out = io::stdout().lock();
     let large = if wanted.large { LARGE } else { &[] };
-    let chosen = SMALL.iter().chain(large).filter(|configuration| {
-        let named = |name: &String| configuration.name.contains(name.as_str());
+    let all = || SMALL.iter().chain(large);
+    let chosen = all().filter(|configuration| {
+        let named = |name: &String| {
+            // A whole name is that one, a part of names all that have it.
+            let is_whole = all().any(|other| other.name == name.as_str());
+            configuration.name == name.as_str()
+                || !is_whole && configuration.name.contains(name.as_str())
+        };
         wanted.names.is_empty() || wanted.names.iter().any(named)
     });
     let mut states = 0;
@@ -65,6 +72,7 @@ fn main() -> io::Result<ExitCode> {
 fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
     let mut wanted = Wanted {
         large: false,
+        compares: false,
         order: Order::DepthFirst,
         threads: available_parallelism().map_or(1, NonZero::get),
         names: Vec::new(),
@@ -72,6 +80,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--large" => wanted.large = true,
+            "--compare" => wanted.compares = true,
             "--breadth-first" => wanted.order = Order::BreadthFirst,
             "--threads" => wanted.threads = arguments.next()?.parse().ok()?,
             option if option.starts_with('-') => return None,
@@ -84,11 +93,16 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Wanted> {
 fn run(configuration: &Configuration, wanted: &Wanted) -> io::Result<Report> {
     let mut told = 0;
     let mut failed = Ok(());
-    let report = search(configuration, wanted.threads, wanted.order, |states| {
+    let so_far = |states| {
         if states >= told + LINE_EVERY {
             told = states;
             failed = writeln!(io::stderr(), "{}: {states} so far", configuration.name);
         }
-    });
+    };
+    let report = if wanted.compares {
+        compare(configuration, wanted.threads, wanted.order, so_far)
+    } else {
+        search(configuration, wanted.threads, wanted.order, so_far)
+    };
     failed.map(|()| report)
 }

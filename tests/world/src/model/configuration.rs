@@ -57,6 +57,8 @@ pub struct Configuration {
     pub drops_aborts: bool,
     /// Somebody asks about an id before it is issued.
     pub made_up_inquiry: bool,
+    /// What nobody can act on any more stays, and tells states apart: the same is found in more of them.
+    pub keeps_all: bool,
 }
 
 /// Where a configuration says nothing else: one transaction, one life, no crash.
@@ -75,6 +77,13 @@ const CALM: Configuration = Configuration {
     prunes: false,
     drops_aborts: false,
     made_up_inquiry: false,
+    keeps_all: false,
+};
+
+/// The same, and what is spent stays.
+const KEEPING: Configuration = Configuration {
+    keeps_all: true,
+    ..CALM
 };
 
 use Answers::{ReadOnly, ReadOnlyOrYes, Yes, YesOrLate, YesOrNo};
@@ -90,14 +99,14 @@ pub const SMALL: &[Configuration] = &[
         log_crashes: 1,
         log_refuses: true,
         drops_aborts: true,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "late prepare",
         branches: &[YesOrLate],
         lives: 2,
         participant_crashes: 1,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "all read-only",
@@ -105,7 +114,7 @@ pub const SMALL: &[Configuration] = &[
         lives: 2,
         coordinator_crashes: 1,
         participant_crashes: 1,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "made-up inquiry",
@@ -114,7 +123,7 @@ pub const SMALL: &[Configuration] = &[
         coordinator_crashes: 1,
         participant_crashes: 1,
         made_up_inquiry: true,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "low-water mark",
@@ -123,7 +132,7 @@ pub const SMALL: &[Configuration] = &[
         lives: 2,
         coordinator_crashes: 1,
         prunes: true,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "lost row",
@@ -131,7 +140,7 @@ pub const SMALL: &[Configuration] = &[
         lives: 2,
         coordinator_crashes: 1,
         betrayals: 1,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "two nodes",
@@ -140,7 +149,7 @@ pub const SMALL: &[Configuration] = &[
         lives: 3,
         coordinator_crashes: 1,
         participant_crashes: 1,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "key used twice",
@@ -149,7 +158,7 @@ pub const SMALL: &[Configuration] = &[
         transactions: 2,
         nodes: 2,
         lives: 2,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "interactive",
@@ -158,14 +167,14 @@ pub const SMALL: &[Configuration] = &[
         lives: 2,
         coordinator_crashes: 1,
         participant_crashes: 1,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "one read-only",
         branches: &[YesOrNo, ReadOnlyOrYes],
         lives: 2,
         coordinator_crashes: 1,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "two branches",
@@ -173,11 +182,41 @@ pub const SMALL: &[Configuration] = &[
         lives: 2,
         coordinator_crashes: 1,
         participant_crashes: 1,
+        ..KEEPING
+    },
+    Configuration {
+        name: "three branches, all crash",
+        branches: &[YesOrNo, YesOrNo, YesOrNo],
+        lives: 2,
+        coordinator_crashes: 1,
+        participant_crashes: 1,
         ..CALM
     },
     Configuration {
-        name: "three branches",
-        branches: &[YesOrNo, YesOrNo, YesOrNo],
+        name: "three branches, one read-only, all crash",
+        branches: &[YesOrNo, YesOrNo, ReadOnly],
+        lives: 2,
+        coordinator_crashes: 1,
+        participant_crashes: 1,
+        ..CALM
+    },
+    Configuration {
+        name: "key used twice, all crash",
+        branches: &[Yes],
+        client: Client::Repeats,
+        transactions: 2,
+        nodes: 2,
+        lives: 2,
+        coordinator_crashes: 1,
+        participant_crashes: 1,
+        ..CALM
+    },
+    Configuration {
+        name: "key used twice, two branches",
+        branches: &[Yes, Yes],
+        client: Client::Repeats,
+        transactions: 2,
+        nodes: 2,
         lives: 2,
         coordinator_crashes: 1,
         ..CALM
@@ -187,12 +226,19 @@ pub const SMALL: &[Configuration] = &[
 /// Those that take longer.
 pub const LARGE: &[Configuration] = &[
     Configuration {
+        name: "three branches",
+        branches: &[YesOrNo, YesOrNo, YesOrNo],
+        lives: 2,
+        coordinator_crashes: 1,
+        ..KEEPING
+    },
+    Configuration {
         name: "one read-only, all crash",
         branches: &[YesOrNo, ReadOnlyOrYes],
         lives: 2,
         coordinator_crashes: 1,
         participant_crashes: 1,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
         name: "three branches that agree, all crash",
@@ -200,19 +246,32 @@ pub const LARGE: &[Configuration] = &[
         lives: 2,
         coordinator_crashes: 1,
         participant_crashes: 1,
-        ..CALM
+        ..KEEPING
     },
     Configuration {
-        name: "three branches, one may refuse, all crash",
-        branches: &[YesOrNo, Yes, Yes],
+        name: "key used twice, the participant crashes",
+        branches: &[Yes],
+        client: Client::Repeats,
+        transactions: 2,
+        nodes: 2,
+        lives: 2,
+        participant_crashes: 1,
+        ..KEEPING
+    },
+    Configuration {
+        name: "three branches, one that changes, all crash",
+        branches: &[YesOrNo, YesOrNo, ReadOnlyOrYes],
         lives: 2,
         coordinator_crashes: 1,
         participant_crashes: 1,
         ..CALM
     },
     Configuration {
-        name: "three branches, all crash",
-        branches: &[YesOrNo, YesOrNo, YesOrNo],
+        name: "key used twice, two branches, all crash",
+        branches: &[Yes, Yes],
+        client: Client::Repeats,
+        transactions: 2,
+        nodes: 2,
         lives: 2,
         coordinator_crashes: 1,
         participant_crashes: 1,

@@ -552,7 +552,7 @@ impl State {
 }
 
 /// The branch whose answer says that it ended otherwise.
-fn contradicts(event: &Event) -> Option<usize> {
+pub(super) fn contradicts(event: &Event) -> Option<usize> {
     match event {
         Event::Delivered {
             participant,
@@ -572,7 +572,7 @@ fn contradicts(event: &Event) -> Option<usize> {
 }
 
 /// Whether the branch has yet to acknowledge a commit.
-fn owes(machine: &Transaction, participant: usize) -> bool {
+pub(super) fn owes(machine: &Transaction, participant: usize) -> bool {
     machine.branches().any(|branch| {
         *branch.participant == NAMES[participant] && branch.phase == BranchPhase::Committing
     })

@@ -27,13 +27,15 @@
 //! **What is taken for one.** States are compared by a hash of 64 bits, and two that collide would hide one another: with
 //! ten million states a chance of three in a million. Left out of the hash is what only people are shown (reasons,
 //! errors, attempts) and the decision counter, which only a log that goes back makes matter. Branches with the same kind
-//! of service are interchangeable. Where no participant may crash any more, flushing is not a step of its own.
+//! of service are interchangeable. Where no participant may crash any more, flushing is not a step of its own. Larger
+//! searches also drop what nobody can act on any more (`spent`), and [`compare`] shows of smaller ones that this hides
+//! nothing.
 //!
 //! **What is not modelled**, and who has it: clocks, so also how long a prepare waits for a key (simulation); several
 //! processes of one participant, a renamed or unregistered one (simulation, scripts); unclear writes to the log, which are
 //! repeated below the machines (log contract, simulation); logs that go back, new identities and adopted nodes
 //! (simulation, scripts); two transactions that overlap at one life (simulation: the machines know nothing of one
-//! another); a repeated key with several branches (simulation).
+//! another); a repeated key with three branches (simulation).
 
 mod check;
 mod configuration;
@@ -41,9 +43,15 @@ mod coordinator;
 mod heal;
 mod log;
 mod participant;
+mod spent;
 mod state;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    mem,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 use unanimous_protocol::{
@@ -64,6 +72,17 @@ use self::{
 #[derive(Clone, Debug)]
 pub struct Search {
     configuration: Configuration,
+    /// What is found, where two searches are compared.
+    found: Option<Arc<Found>>,
+}
+
+/// The hashes of states without what is spent.
+#[derive(Debug, Default)]
+struct Found {
+    /// Those of the other search, once it has run.
+    other: Option<BTreeSet<u64>>,
+    /// Those of this search.
+    here: Mutex<BTreeSet<u64>>,
 }
 
 /// What can happen next. Lives, transactions and participants by their numbers.
@@ -164,6 +183,7 @@ impl Model for Search {
             }
             Client::Commits | Client::Repeats => {}
         }
+        self.drop_spent(None, &mut s);
         vec![s]
     }
 
@@ -182,6 +202,7 @@ impl Model for Search {
     fn next_state(&self, s: &State, action: Action) -> Option<State> {
         let mut next = s.clone();
         self.happens(&mut next, action.0);
+        self.drop_spent(Some(s), &mut next);
         Some(next)
     }
 
@@ -219,6 +240,12 @@ impl Model for Search {
                 s.wrong.is_some() || search.heal(s).is_ok()
             }),
         ];
+        if self.found.is_some() {
+            properties.push(Property::always(
+                "is found by the other search",
+                |search: &Search, s: &State| search.is_found(s),
+            ));
+        }
         properties.extend(self.reaches());
         properties
     }
@@ -247,7 +274,29 @@ impl Search {
     /// A search within these bounds.
     #[must_use]
     pub fn new(configuration: Configuration) -> Self {
-        Self { configuration }
+        Self {
+            configuration,
+            found: None,
+        }
+    }
+
+    /// Notes a state, and whether the search that drops what is spent has found what is left of it.
+    fn is_found(&self, s: &State) -> bool {
+        let Some(found) = &self.found else {
+            return true;
+        };
+        let mut left = s.clone();
+        if left.wrong.is_none() {
+            self.without_spent(None, &mut left);
+        }
+        let hash = left.hash_whole();
+        if let Ok(mut here) = found.here.lock() {
+            here.insert(hash);
+        }
+        found
+            .other
+            .as_ref()
+            .is_none_or(|other| other.contains(&hash))
     }
 
     /// What these bounds must let happen: a search that never gets there shows nothing.
@@ -500,7 +549,17 @@ impl Search {
                 of,
                 asked,
                 luck,
-            } => self.called(s, participant, of, asked, luck),
+            } => {
+                let repeats = self.is_repeatable(s, participant, of.1);
+                let before = s.participants[participant].replies;
+                self.called(s, participant, of, asked, luck);
+                let said = s.participants[participant].replies.without(before);
+                // It may as well be heard now: not having heard it is the state before.
+                for bit in said.iter().filter(|_| repeats) {
+                    let said = Said::ALL[bit % Said::ALL.len()];
+                    self.answered(s, of.0, of.1, participant, said);
+                }
+            }
             Happening::Answered {
                 participant,
                 of: (life, transaction),
@@ -618,15 +677,52 @@ pub fn search(
     order: Order,
     so_far: impl FnMut(usize),
 ) -> Report {
-    let search = Search::new(configuration.clone());
+    run(&Search::new(configuration.clone()), threads, order, so_far)
+}
+
+/// Searches with and without what is spent, and demands that either finds, but for what is spent, just what the other does.
+/// The report is of the search that keeps it.
+pub fn compare(
+    configuration: &Configuration,
+    threads: usize,
+    order: Order,
+    mut so_far: impl FnMut(usize),
+) -> Report {
+    let mut searched = |keeps_all, other| {
+        let here = Mutex::default();
+        let search = Search {
+            configuration: Configuration {
+                keeps_all,
+                ..configuration.clone()
+            },
+            found: Some(Arc::new(Found { other, here })),
+        };
+        let report = run(&search, threads, order, &mut so_far);
+        let here = search.found.as_ref().map(|found| found.here.lock());
+        let here = here.and_then(Result::ok);
+        (report, here.map(|mut here| mem::take(&mut *here)))
+    };
+    let (without, found) = searched(false, None);
+    if without.failure.is_some() {
+        return without;
+    }
+    let count = found.as_ref().map(BTreeSet::len);
+    let (mut with, found) = searched(true, found);
+    if with.failure.is_none() && found.as_ref().map(BTreeSet::len) != count {
+        with.failure = searched(false, found).0.failure;
+    }
+    with
+}
+
+fn run(search: &Search, threads: usize, order: Order, so_far: impl FnMut(usize)) -> Report {
     let builder = search
         .clone()
         .checker()
         .threads(threads)
         .finish_when(HasDiscoveries::AnyFailures);
     match order {
-        Order::DepthFirst => report(&search, builder.spawn_dfs(), so_far),
-        Order::BreadthFirst => report(&search, builder.spawn_bfs(), so_far),
+        Order::DepthFirst => report(search, builder.spawn_dfs(), so_far),
+        Order::BreadthFirst => report(search, builder.spawn_bfs(), so_far),
     }
 }
 

@@ -356,18 +356,8 @@ impl State {
     /// An answer leaves.
     fn says(&mut self, participant: usize, life: usize, transaction: usize, said: Said) {
         self.check_said(participant, transaction, said);
-        let p = self.participant_mut(participant);
-        match said {
-            Said::Yes => p.said_yes.add(transaction),
-            Said::ReadOnly => p.said_read_only.add(transaction),
-            Said::Committed => p.said_committed.add(transaction),
-            Said::No => p.said_no.add(transaction),
-            Said::NoBelowLowWater
-            | Said::VoteLost
-            | Said::CommitDiffers
-            | Said::Aborted
-            | Said::AbortDiffers => {}
-        }
+        self.participant_mut(participant)
+            .has_said(transaction, said);
         if self.listens(life, transaction) {
             let bit = slot(life, transaction) * Said::ALL.len() + said as usize;
             self.participant_mut(participant).replies.add(bit);

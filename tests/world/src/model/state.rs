@@ -79,6 +79,10 @@ impl Bits {
         self.0 &= !(1 << bit);
     }
 
+    pub(super) fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
     pub(super) fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -97,6 +101,10 @@ impl Bits {
 pub(super) fn slot(life: usize, transaction: usize) -> usize {
     life * TRANSACTIONS_MAX + transaction
 }
+
+/// In the place of a life, in messages that no life listens for: whose they were makes no difference. More than the lives of
+/// any search.
+pub(super) const NOBODY: usize = 6;
 
 /// The life and the transaction of a slot.
 pub(super) fn of_slot(slot: usize) -> (usize, usize) {
@@ -272,6 +280,36 @@ pub(super) struct Participant {
 impl Participant {
     pub(super) fn is_flushed(&self) -> bool {
         self.waiting.is_empty() && self.visible == self.durable
+    }
+
+    /// Whether it has given an answer that the checks ask for.
+    pub(super) fn remembers(&self, transaction: usize, said: Said) -> bool {
+        match said {
+            Said::Yes => self.said_yes.has(transaction),
+            Said::ReadOnly => self.said_read_only.has(transaction),
+            Said::Committed => self.said_committed.has(transaction),
+            Said::No => self.said_no.has(transaction),
+            Said::NoBelowLowWater
+            | Said::VoteLost
+            | Said::CommitDiffers
+            | Said::Aborted
+            | Said::AbortDiffers => true,
+        }
+    }
+
+    /// Remembers an answer, for the checks.
+    pub(super) fn has_said(&mut self, transaction: usize, said: Said) {
+        match said {
+            Said::Yes => self.said_yes.add(transaction),
+            Said::ReadOnly => self.said_read_only.add(transaction),
+            Said::Committed => self.said_committed.add(transaction),
+            Said::No => self.said_no.add(transaction),
+            Said::NoBelowLowWater
+            | Said::VoteLost
+            | Said::CommitDiffers
+            | Said::Aborted
+            | Said::AbortDiffers => {}
+        }
     }
 }
 
@@ -524,14 +562,18 @@ impl Hash for State {
 
 const NAMES_COUNT: usize = 3;
 
+impl State {
+    /// All of it in one number.
+    pub(super) fn hash_whole(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
 impl PartialEq for State {
     fn eq(&self, other: &Self) -> bool {
-        let of = |state: &Self| {
-            let mut hasher = DefaultHasher::new();
-            state.hash(&mut hasher);
-            hasher.finish()
-        };
-        of(self) == of(other)
+        self.hash_whole() == other.hash_whole()
     }
 }
 
