@@ -7,7 +7,7 @@ use std::{
     thread::available_parallelism,
 };
 
-use unanimous_world::model::{Configuration, LARGE, Order, Report, SMALL, compare, search};
+use unanimous_world::model::{Configuration, LARGE, OPEN, Order, Report, SMALL, compare, search};
 
 /// A line about a search that is under way comes after so many states more.
 const LINE_EVERY: usize = 1_000_000;
@@ -28,7 +28,13 @@ fn main() -> io::Result<ExitCode> {
     };
     let mut out = io::stdout().lock();
     let large = if wanted.large { LARGE } else { &[] };
-    let all = || SMALL.iter().chain(large);
+    // A run of all of them is to end.
+    let open = if wanted.large && !wanted.names.is_empty() {
+        OPEN
+    } else {
+        &[]
+    };
+    let all = || SMALL.iter().chain(large).chain(open);
     let chosen = all().filter(|configuration| {
         let named = |name: &String| {
             // A whole name is that one, a part of names all that have it.

@@ -61,7 +61,7 @@ use unanimous_protocol::{
     message::{Delivery, RequestKind},
 };
 
-pub use self::configuration::{Answers, Client, Configuration, LARGE, SMALL};
+pub use self::configuration::{Answers, Client, Configuration, LARGE, OPEN, SMALL};
 use self::{
     check::Rule,
     participant::{Luck, WELL},
