@@ -2,7 +2,12 @@
 
 use std::convert::Infallible;
 
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, Scope, http::StatusCode, web};
+use actix_web::{
+    FromRequest as _, HttpRequest, HttpResponse, HttpResponseBuilder, Scope,
+    dev::{ServiceRequest, ServiceResponse, fn_factory, fn_service},
+    http::StatusCode,
+    web,
+};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
@@ -22,6 +27,34 @@ impl Participant {
             async move { answer(&participant, &request, payload).await }
         }))
     }
+}
+
+/// As [`Participant::scope`], of a participant that is started by the server's worker, on the thread on which it serves: what
+/// a request needs of the participant is then not handed from thread to thread, which is a good part of the work where
+/// cores are few.
+///
+/// For a server with one worker and one address: each pair of them starts a participant of its own, which is allowed, as
+/// several processes are, but each of them wants a pool of its own. The server serves nothing before `start` has returned,
+/// and ends where it fails; `start` tells why, for the server does not know.
+pub fn scope_started_by<F, E>(path: &str, start: impl Fn() -> F + 'static) -> Scope
+where
+    F: Future<Output = Result<Participant, E>> + 'static,
+{
+    web::scope(path).default_service(fn_factory(move || {
+        let starting = start();
+        async move {
+            let participant = starting.await.map_err(drop)?;
+            Ok::<_, ()>(fn_service(move |request: ServiceRequest| {
+                let participant = participant.clone();
+                async move {
+                    let (request, mut payload) = request.into_parts();
+                    let payload = web::Payload::from_request(&request, &mut payload).await?;
+                    let response = answer(&participant, &request, payload).await;
+                    Ok::<_, actix_web::Error>(ServiceResponse::new(request, response))
+                }
+            }))
+        }
+    }))
 }
 
 async fn answer(

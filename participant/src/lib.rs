@@ -226,6 +226,8 @@ mod traces;
 mod tx;
 mod watched;
 
+#[cfg(feature = "actix-web")]
+pub use crate::actix::scope_started_by;
 pub use crate::{
     batch::{Body, Lines},
     http::BODY_MAX,

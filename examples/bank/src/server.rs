@@ -1,13 +1,14 @@
 //! The bank as a service: its pools, the participant, and a few routes of its own.
 
-use std::{io::Write as _, net::SocketAddr, str::FromStr, time::Duration};
+use std::{io::Write as _, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpResponse, HttpServer, get, web};
 use anyhow::Context as _;
 use deadpool_postgres::Pool;
 use serde_json::json;
+use tokio::sync::mpsc;
 use tokio_postgres::NoTls;
-use unanimous_participant::{Participant, Resource, StartError, watched};
+use unanimous_participant::{Participant, Resource, StartError, scope_started_by, watched};
 
 use crate::bank::Operation;
 
@@ -84,12 +85,30 @@ pub async fn serve(
     options: Options,
     bank: impl Resource<Operation = Operation> + Clone,
 ) -> anyhow::Result<()> {
-    let participant = start(&options, bank).await?;
+    let options = Arc::new(options);
+    // Whether it can start is found out before anything listens. Then it starts where it serves.
+    drop(start(&options, bank.clone()).await?);
     let readers = web::Data::new(pool(&options.database_url.0, READERS)?);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let starts = {
+        let options = Arc::clone(&options);
+        move || {
+            let (options, bank, tell) = (Arc::clone(&options), bank.clone(), tell.clone());
+            async move {
+                let (started, tidings) = match start(&options, bank).await {
+                    Ok(participant) => (Ok(participant), Ok(())),
+                    Err(error) => (Err(()), Err(error)),
+                };
+                // Nobody waits any more where the program is ending.
+                tell.send(tidings).ok();
+                started
+            }
+        }
+    };
     let server = HttpServer::new(move || {
         App::new()
             .app_data(readers.clone())
-            .service(participant.scope("/unanimous"))
+            .service(scope_started_by("/unanimous", starts.clone()))
             .service(account)
             .service(total)
             .service(healthz)
@@ -103,7 +122,13 @@ pub async fn serve(
     .bind(options.listen)
     .with_context(|| format!("listening on {}", options.listen))?;
     let listen = server.addrs().first().copied().unwrap_or(options.listen);
-    let running = server.run();
+    let mut running = server.run();
+    tokio::select! {
+        biased;
+        tidings = told.recv() => tidings.context("the server ended at start")??,
+        // It was told to stop meanwhile.
+        ended = &mut running => return Ok(ended?),
+    }
     // For whoever started this program: from here on requests are answered.
     let mut stdout = std::io::stdout();
     writeln!(stdout, "ready listen={listen}")?;

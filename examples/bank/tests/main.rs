@@ -307,6 +307,34 @@ async fn a_bank_that_is_killed_after_its_yes_keeps_it_and_init_starts_over() {
     assert!(asked.elapsed() < Duration::from_secs(7));
 }
 
+/// How many of a process's sockets listen, by `/proc`.
+fn sockets_that_listen(pid: u32) -> usize {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let open: Vec<_> = open
+        .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+        .collect();
+    let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let listens = sockets.lines().filter(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let socket = format!("socket:[{}]", columns.get(9).unwrap_or(&""));
+        columns.get(3) == Some(&"0A") && open.iter().any(|file| file.as_os_str() == socket.as_str())
+    });
+    listens.count()
+}
+
+#[tokio::test]
+async fn a_bank_that_can_not_start_says_why_and_is_never_ready() {
+    let database = fresh_database().await;
+    let ended = Bank::starting(&database)
+        .args(["--connections", "2"])
+        .output()
+        .unwrap();
+    assert!(!ended.status.success());
+    assert!(ended.stdout.is_empty());
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains("needs at least 3"), "{said}");
+}
+
 #[tokio::test]
 async fn a_bank_whose_database_is_not_there_yet_waits_for_it() {
     let database = fresh_database().await;
@@ -323,12 +351,14 @@ async fn a_bank_whose_database_is_not_there_yet_waits_for_it() {
     // It goes on saying so, and somebody has to read it.
     std::thread::spawn(move || said.for_each(drop));
     assert!(starting.try_wait().unwrap().is_none(), "it waits");
+    assert_eq!(sockets_that_listen(starting.id()), 0);
     admin
         .batch_execute(&format!("CREATE DATABASE {name}"))
         .await
         .unwrap();
     init(&later, 1, 1);
     let bank = Bank::ready(starting);
+    assert_eq!(sockets_that_listen(bank.process.id()), 1);
     assert_eq!(bank.get("/readyz").await.0, 200);
     // Gone again: not ready, and it says so in bounded time.
     for statement in [
