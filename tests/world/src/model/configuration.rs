@@ -269,14 +269,36 @@ pub const LARGE: &[Configuration] = &[
 ];
 
 /// Those that nobody has seen run dry, by their names only.
-pub const OPEN: &[Configuration] = &[Configuration {
-    name: "key used twice, two branches, all crash",
-    branches: &[Yes, Yes],
-    client: Client::Repeats,
-    transactions: 2,
-    nodes: 2,
-    lives: 2,
-    coordinator_crashes: 1,
-    participant_crashes: 1,
-    ..CALM
-}];
+pub const OPEN: &[Configuration] = &[
+    Configuration {
+        name: "key used twice, two branches, all crash",
+        branches: &[Yes, Yes],
+        client: Client::Repeats,
+        transactions: 2,
+        nodes: 2,
+        lives: 2,
+        coordinator_crashes: 1,
+        participant_crashes: 1,
+        ..CALM
+    },
+    Configuration {
+        name: "key used twice, three branches",
+        branches: &[Yes, Yes, Yes],
+        client: Client::Repeats,
+        transactions: 2,
+        nodes: 2,
+        lives: 2,
+        coordinator_crashes: 1,
+        ..CALM
+    },
+    Configuration {
+        name: "key used twice, three branches, one read-only",
+        branches: &[Yes, Yes, ReadOnly],
+        client: Client::Repeats,
+        transactions: 2,
+        nodes: 2,
+        lives: 2,
+        coordinator_crashes: 1,
+        ..CALM
+    },
+];
