@@ -41,6 +41,7 @@ async fn a_commit_answers_once_the_decision_is_durable_and_not_once_it_is_applie
 async fn waiting_for_applied_answers_once_every_updating_branch_has_acknowledged() {
     let (east, west) = (Stub::start("east").await, Stub::start("west").await);
     let coordinator = Coordinator::start(&[&east, &west]).await;
+    east.hold("prepare");
     east.hold("commit");
     let id = open_with(&coordinator, &["east", "west"]).await;
     let briefly = json!({"wait": "applied", "wait_ms": 1});
@@ -48,8 +49,9 @@ async fn waiting_for_applied_answers_once_every_updating_branch_has_acknowledged
     assert_eq!(
         not_yet.is(202).body["outcome"],
         Value::Null,
-        "it was just begun"
+        "a vote is missing"
     );
+    east.release("prepare");
     east.arrived("commit", 1).await;
     let not_yet = coordinator.post(&commit_path(&id), &briefly).await.is(202);
     assert_eq!(not_yet.body["outcome"], "committed", "and not everywhere");
